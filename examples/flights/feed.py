@@ -1,0 +1,178 @@
+"""Three ways into the store: rows in batches, single updates with their event time, plain streams."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+import valkey
+from dataset import View, batches
+from own_server import DemoError
+
+ROWS_PER_COMMAND = 100
+COMMANDS_PER_ROUND_TRIP = 500
+SECONDS_MAX = 240
+SECONDS_WITHOUT_PROGRESS_MAX = 20
+POLL_SECONDS = 0.05
+REPORT_SECONDS = 1.5
+
+
+def publish_rows(client: valkey.Valkey, view: View) -> int:
+    """Publishes rows as JSON, many in a command (all of them or none). Returns how many were taken."""
+    taken = 0
+    commands = batches(view.records(), ROWS_PER_COMMAND)
+    for batch in batches(commands, COMMANDS_PER_ROUND_TRIP // ROWS_PER_COMMAND):
+        pipeline = client.pipeline(transaction=False)
+        for rows in batch:
+            words = [
+                word
+                for entity_id, _, features in rows
+                for word in (view.key(entity_id), json.dumps(features))
+            ]
+            pipeline.execute_command("FS.MPUBLISH", *words)
+        taken += sum(pipeline.execute())
+    return taken
+
+
+def publish_updates(client: valkey.Valkey, view: View) -> list[valkey.ResponseError]:
+    """Publishes each update with its own event time. Returns the refusals."""
+    refusals = []
+    for batch in batches(view.records(), COMMANDS_PER_ROUND_TRIP):
+        pipeline = client.pipeline(transaction=False)
+        for entity_id, event_time_s, features in batch:
+            words = [word for feature, value in features.items() for word in (feature, argument(value))]
+            pipeline.execute_command("FS.PUBLISH", view.key(entity_id), "AT", event_time_s * 1000, *words)
+        refusals += [
+            reply for reply in pipeline.execute(raise_on_error=False) if isinstance(reply, Exception)
+        ]
+    return refusals
+
+
+def argument(value: object) -> object:
+    """A value as the client library takes it: vectors travel as raw float32."""
+    match value:
+        case bool():
+            return int(value)
+        case list():
+            return np.array(value, dtype="<f4").tobytes()
+        case _:
+            return value
+
+
+@contextmanager
+def producers(views: list[View], port: int) -> Iterator[list[subprocess.Popen]]:
+    """One producer process a view. All of them have prepared their updates before the first one writes."""
+    script = Path(__file__).with_name("producer.py")
+    with ExitStack() as stack:
+        started = []
+        for view in views:
+            process = subprocess.Popen(
+                [sys.executable, script, view.name, str(port)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            stack.callback(end, process)
+            started.append(process)
+        for view, process in zip(views, started, strict=True):
+            if process.stdout.readline().split() != ["ready", str(len(view.updates))]:
+                raise DemoError(f"the producer of {view.name} did not get ready")
+        for process in started:
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        yield started
+
+
+def end(process: subprocess.Popen) -> None:
+    process.kill()
+    process.communicate()
+
+
+def run_producers(client: valkey.Valkey, views: list[View], port: int) -> dict[str, float]:
+    """Runs one producer a view until the store has consumed everything. Returns the seconds of each view."""
+    with producers(views, port) as started:
+        progress = Progress(client, [view.name for view in views])
+        while True:
+            # In this order: what a producer wrote before it ended is seen as pending.
+            codes = {view.name: process.poll() for view, process in zip(views, started, strict=True)}
+            pending = progress.pending()
+            failed = [name for name, code in codes.items() if code]
+            if failed:
+                raise DemoError(f"the producer of {', '.join(failed)} failed")
+            if not pending and None not in codes.values():
+                break
+            progress.report(REPORT_SECONDS)
+            time.sleep(POLL_SECONDS)
+        progress.report(0)
+        return progress.seconds
+
+
+def await_consumed(client: valkey.Valkey, views: list[str]) -> None:
+    """Waits until every entry in the streams of the named views is in the rows."""
+    progress = Progress(client, views)
+    while progress.pending():
+        time.sleep(POLL_SECONDS)
+
+
+class Progress:
+    """What the streams hold and how far the store has come with them; ends a wait that leads nowhere."""
+
+    def __init__(self, client: valkey.Valkey, views: list[str]) -> None:
+        self.client = client
+        self.views = views
+        self.begin = self.moved = self.reported = time.monotonic()
+        self.consumed = dict.fromkeys(views, 0)
+        # When each view was last seen to consume something.
+        self.seconds = dict.fromkeys(views, 0.0)
+        self.written = dict.fromkeys(views, 0)
+        self.headed = False
+
+    def pending(self) -> bool:
+        """Whether entries wait to be consumed. Errors when nothing moves any more."""
+        infos = [self.client.execute_command("FS.INFO", view) for view in self.views]
+        now = time.monotonic()
+        for info in infos:
+            if info["consumed"] > self.consumed[info["view"]]:
+                self.consumed[info["view"]] = info["consumed"]
+                self.seconds[info["view"]] = now - self.begin
+                self.moved = now
+        pending = any(info["lag_entries"] for info in infos)
+        stalled = pending and now - self.moved > SECONDS_WITHOUT_PROGRESS_MAX
+        if stalled or now - self.begin > SECONDS_MAX:
+            states = [f"{info['view']}: lag {info['lag_entries']}, {info['consumer']}" for info in infos]
+            waited = now - self.begin
+            raise DemoError(f"the streams are not consumed after {waited:.0f} s ({'; '.join(states)})")
+        return pending
+
+    def report(self, every_seconds: float) -> None:
+        """Prints one line a view, at most every so many seconds."""
+        now = time.monotonic()
+        passed = now - self.reported
+        if passed < every_seconds:
+            return
+        if not self.headed:
+            columns = ("written", "per s", "consumed", "lag", "lag ms")
+            print(f"    time  {'view':14}" + "".join(f"{column:>11}" for column in columns))
+            self.headed = True
+        for view in self.views:
+            written = entries_added(self.client, view)
+            info = self.client.execute_command("FS.INFO", view)
+            rate = (written - self.written[view]) / passed
+            self.written[view] = written
+            figures = (written, round(rate), info["consumed"], info["lag_entries"], info["lag_ms"] or 0)
+            line = "".join(f"{figure:11,}" for figure in figures)
+            print(f"  {now - self.begin:5.1f}s  {view:14}{line}")
+        self.reported = now
+
+
+def entries_added(client: valkey.Valkey, view: str) -> int:
+    """How many entries the stream ever took, by the server's own count."""
+    try:
+        return client.xinfo_stream(f"fs:stream:{view}")["entries-added"]
+    except valkey.ResponseError:
+        # No stream yet.
+        return 0

@@ -1,0 +1,111 @@
+//! FS.DESCRIBE.
+
+use super::{FIRST, VERSION, VIEW};
+use crate::server::api::Context;
+use crate::server::command::{Argument, Call, Command, Keys, Spec};
+use crate::server::reply::Protocol;
+use crate::server::state::STATE;
+use feature_store_core::arguments::parse_version;
+use feature_store_core::definition::{Extra, Feature, FeatureView};
+use feature_store_core::document::to_document;
+use feature_store_core::value::Value;
+use feature_store_core::Result;
+use std::sync::Arc;
+
+/// Tells a definition.
+pub(super) struct Describe;
+
+impl Command for Describe {
+    const SPEC: Spec = Spec {
+        name: c"FS.DESCRIBE",
+        summary: c"Tells the definition of a feature view.",
+        complexity: c"O(F), F the number of features.",
+        since: FIRST,
+        flags: c"readonly",
+        categories: c"fs read slow",
+        arity: -2,
+        keys: Keys::None,
+        arguments: &[VIEW, VERSION, Argument::word(c"JSON").optional()],
+        reply: "A map: `view`, `version`, `entity`, `ttl_ms` (nil: none), `log`, `maxlen`, `consumer`, `extra`, `storage`, \
+                `description`, and `schema`, an array of maps: `name`, `type`, `default`, `ttl_ms`, `min`, `max`, \
+                `values`, `input`, `description`, `columns` (of a tensor; nil: it has no number). With `JSON`, a document \
+                that `FS.REGISTER view JSON` takes back unchanged; its member `tensor` tells offset and width of each \
+                feature in a tensor of all that have numbers.",
+        notes: "Without `VERSION` the newest version is told.",
+    };
+
+    fn run(call: &Call<'_>) -> Result<()> {
+        let mut arguments = call.arguments();
+        let view = arguments.next("view")?;
+        let version =
+            if arguments.take_word("VERSION") { Some(parse_version(arguments.next("VERSION")?)?) } else { None };
+        let as_json = arguments.take_word("JSON");
+        arguments.finish()?;
+        let view = Arc::clone(STATE.borrow(call.context).registry.version(view, version)?);
+        if as_json {
+            call.context.reply_text(&to_document(&view));
+        } else {
+            reply(call.context, &view);
+        }
+        Ok(())
+    }
+}
+
+fn reply(context: Context<'_>, view: &FeatureView) {
+    let protocol = context.protocol();
+    context.reply_map(11);
+    context.reply_text("view");
+    context.reply_text(&view.name);
+    context.reply_text("version");
+    context.reply_integer(i64::from(view.version));
+    context.reply_text("entity");
+    context.reply_text(&view.entity);
+    context.reply_text("ttl_ms");
+    context.reply_optional_integer(view.ttl_ms);
+    context.reply_text("log");
+    context.reply_bool(view.log);
+    context.reply_text("maxlen");
+    context.reply_count(Some(view.maxlen));
+    context.reply_text("consumer");
+    context.reply_bool(view.consumer);
+    context.reply_text("extra");
+    context.reply_text(match view.extra {
+        Extra::Refuse => "refuse",
+        Extra::Ignore => "ignore",
+    });
+    context.reply_text("storage");
+    context.reply_text("hash");
+    context.reply_text("description");
+    context.reply_text(&view.description);
+    context.reply_text("schema");
+    context.reply_array(view.features().len());
+    for feature in view.features() {
+        reply_feature(context, protocol, feature);
+    }
+}
+
+fn reply_feature(context: Context<'_>, protocol: Protocol, feature: &Feature) {
+    let value = |name: &str, value: Option<&Value<'_>>| {
+        context.reply_text(name);
+        context.reply_value(protocol, value);
+    };
+    context.reply_map(10);
+    context.reply_text("name");
+    context.reply_text(&feature.name);
+    context.reply_text("type");
+    context.reply_text(&feature.ty.to_string());
+    value("default", feature.default.as_ref());
+    context.reply_text("ttl_ms");
+    context.reply_optional_integer(feature.ttl_ms);
+    value("min", feature.min.as_ref());
+    value("max", feature.max.as_ref());
+    context.reply_text("values");
+    context.reply_array(feature.values.len());
+    feature.values.iter().for_each(|v| context.reply_text(v));
+    context.reply_text("input");
+    context.reply_bool(feature.input);
+    context.reply_text("description");
+    context.reply_text(&feature.description);
+    context.reply_text("columns");
+    context.reply_count(feature.columns().map(|n| n as u64));
+}

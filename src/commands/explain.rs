@@ -1,0 +1,122 @@
+//! FS.EXPLAIN.
+
+use super::{FIRST, KEY};
+use crate::server::api::{Context, Key, Mode};
+use crate::server::command::{Call, Command, KeyAccess, Keys, Spec};
+use crate::server::reply::Protocol;
+use crate::server::rows::{RowImage, Times};
+use crate::server::state::{words, PreparedView};
+use feature_store_core::error::shown;
+use feature_store_core::feature_type::FeatureType;
+use feature_store_core::row::Status;
+use feature_store_core::time::format_duration;
+use feature_store_core::Result;
+
+/// Explains a row.
+pub(super) struct Explain;
+
+impl Command for Explain {
+    const SPEC: Spec = Spec {
+        name: c"FS.EXPLAIN",
+        summary: c"Explains what is served for a row and why.",
+        complexity: c"O(F), F the number of features of the view.",
+        since: FIRST,
+        flags: c"readonly",
+        categories: c"fs read slow",
+        arity: 2,
+        keys: Keys::At(1, KeyAccess::Read),
+        arguments: &[KEY],
+        reply: "A map: `key`, `view`, `version`, `exists`, `event_time_ms` (the row's newest), `expires_in_ms`, and \
+                `features`, an array of maps: `feature`, `type`, `status`, `stored` (the field as it stands in the hash; a \
+                VECTOR as numbers), `served`, `event_time_ms` (of the value, or of its removal), `age_ms`, `ttl_ms` (the \
+                shorter of its own and the view's), `time_left_ms`, `reason` (a sentence).",
+        notes: "",
+    };
+
+    fn run(call: &Call<'_>) -> Result<()> {
+        let context = call.context;
+        let (_, prepared) = call.row(1)?;
+        let name = call.string(1);
+        let features: Vec<usize> = prepared.view.served().collect();
+        let row = RowImage::read(context, &words(context), &name, &prepared, &features, Times::Always)?;
+        let expires_at_ms = Key::open(context, &name, Mode::Read).expires_at_ms();
+        let (protocol, now_ms) = (context.protocol(), context.now_ms());
+        context.reply_map(7);
+        context.reply_text("key");
+        context.reply_bytes(name.bytes());
+        context.reply_text("view");
+        context.reply_text(&prepared.view.name);
+        context.reply_text("version");
+        context.reply_integer(i64::from(prepared.view.version));
+        context.reply_text("exists");
+        context.reply_bool(row.exists);
+        context.reply_text("event_time_ms");
+        context.reply_optional_integer(row.times().updated_at_ms);
+        context.reply_text("expires_in_ms");
+        context.reply_optional_integer(expires_at_ms.map(|at| (at - now_ms).max(0)));
+        context.reply_text("features");
+        context.reply_array(features.len());
+        for feature in features {
+            explain(context, protocol, &prepared, &row, feature, now_ms);
+        }
+        Ok(())
+    }
+}
+
+fn explain(
+    context: Context<'_>,
+    protocol: Protocol,
+    prepared: &PreparedView,
+    row: &RowImage,
+    feature: usize,
+    now_ms: i64,
+) {
+    let definition = &prepared.view.features()[feature];
+    let served = row.serve(prepared, feature, now_ms);
+    let field = row.field(feature);
+    let removed_at_ms = if field.is_none() { row.times().of_absent(feature) } else { None };
+    let max = prepared.view.age_ms_max(feature);
+    let age_ms = served.age_ms(now_ms);
+    let otherwise = if definition.default.is_some() { "the default is served" } else { "nil is served" };
+    let reason = match served.status {
+        Status::Present => "the row's own value is served".to_owned(),
+        Status::Default | Status::NotFound if removed_at_ms.is_some() => {
+            format!("the value was removed: {otherwise}")
+        }
+        Status::Default | Status::NotFound if !row.exists => format!("there is no such row: {otherwise}"),
+        Status::Default | Status::NotFound => format!("nothing is stored: {otherwise}"),
+        Status::OutsideMaxAge => {
+            format!("the value is older than its TTL of {}: {otherwise}", max.map_or_else(String::new, format_duration))
+        }
+        Status::Invalid => {
+            format!("'{}' is not of type {}: {otherwise}", shown(field.unwrap_or_default()), definition.ty)
+        }
+    };
+    context.reply_map(10);
+    context.reply_text("feature");
+    context.reply_text(&definition.name);
+    context.reply_text("type");
+    context.reply_text(&definition.ty.to_string());
+    context.reply_text("status");
+    context.reply_text(served.status.as_str());
+    context.reply_text("stored");
+    match (field, definition.ty, &served.value) {
+        (Some(_), FeatureType::Vector(_), Some(value)) if served.status == Status::Present => {
+            context.reply_value(protocol, Some(value));
+        }
+        (Some(field), ..) => context.reply_bytes(field),
+        (None, ..) => context.reply_nil(),
+    }
+    context.reply_text("served");
+    context.reply_value(protocol, served.value.as_ref());
+    context.reply_text("event_time_ms");
+    context.reply_optional_integer(served.event_time_ms.or(removed_at_ms));
+    context.reply_text("age_ms");
+    context.reply_optional_integer(age_ms);
+    context.reply_text("ttl_ms");
+    context.reply_optional_integer(max);
+    context.reply_text("time_left_ms");
+    context.reply_optional_integer(max.and_then(|max| served.event_time_ms.map(|t| (t + max - now_ms).max(0))));
+    context.reply_text("reason");
+    context.reply_text(&reason);
+}

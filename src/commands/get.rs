@@ -1,0 +1,104 @@
+//! FS.GET.
+
+use super::{FIRST, KEY};
+use crate::server::api::Context;
+use crate::server::command::{Argument, Call, Command, KeyAccess, Keys, Spec};
+use crate::server::reply::Protocol;
+use crate::server::rows::{RowImage, Times};
+use crate::server::state::{words, PreparedView, STATE};
+use feature_store_core::row::Status;
+use feature_store_core::{Error, Result};
+use smallvec::SmallVec;
+
+/// Reads a row.
+pub(super) struct Get;
+
+impl Command for Get {
+    const SPEC: Spec = Spec {
+        name: c"FS.GET",
+        summary: c"Reads features of a row, typed, with defaults and freshness.",
+        complexity: c"O(F), F the number of features of the row.",
+        since: FIRST,
+        flags: c"readonly fast",
+        categories: c"fs read fast",
+        arity: -2,
+        keys: Keys::At(1, KeyAccess::Read),
+        arguments: &[KEY, Argument::word(c"WITHSTATUS").optional(), Argument::text(c"feature").optional().multiple()],
+        reply: "A map of feature to value, in the order asked for, or in the schema's order when none is named. A missing row \
+                is a row without values: defaults, else nil. RESP3: integers, doubles, booleans; RESP2: a flat array, \
+                doubles as decimal strings, booleans as integers. A VECTOR is an array of numbers in both. With \
+                `WITHSTATUS` each value is `[value, status, age_ms]`.",
+        notes: "Statuses: `PRESENT`, `DEFAULT` (nothing is stored, the default is served), `NOT_FOUND` (nothing is stored, no \
+                default), `OUTSIDE_MAX_AGE` (older than its TTL: the default, else nil), `INVALID` (another writer left \
+                something that is not of the type: the default, else nil). `age_ms` is nil where nothing is stored or its \
+                writer left no time.",
+    };
+
+    fn run(call: &Call<'_>) -> Result<()> {
+        let context = call.context;
+        let (_, prepared) = call.row(1)?;
+        let mut arguments = call.arguments();
+        arguments.next("key")?;
+        if arguments.take_word("AT") {
+            return Err(Error::syntax("AT is not available in this version"));
+        }
+        let with_status = arguments.take_word("WITHSTATUS");
+        let view = &prepared.view;
+        let features: SmallVec<[usize; 32]> = if arguments.is_empty() {
+            view.served().collect()
+        } else {
+            let names = arguments.rest().iter().enumerate();
+            names.map(|(hint, name)| view.served_position(name, hint)).collect::<Result<_>>()?
+        };
+        let times = if with_status { Times::Always } else { Times::IfAged };
+        let row = RowImage::read(context, &words(context), &call.string(1), &prepared, &features, times)?;
+        let (protocol, now_ms) = (context.protocol(), context.now_ms());
+        context.reply_map(features.len());
+        for feature in &features {
+            context.reply_text(&view.features()[*feature].name);
+            if with_status {
+                reply_with_status(context, protocol, &row, &prepared, *feature, now_ms);
+            } else {
+                reply_feature(context, protocol, &row, &prepared, *feature, now_ms);
+            }
+        }
+        STATE.borrow_mut(context).counters.rows_served += 1;
+        Ok(())
+    }
+}
+
+/// Replies what is served for a feature; answers its status.
+pub(super) fn reply_feature(
+    context: Context<'_>,
+    protocol: Protocol,
+    row: &RowImage,
+    prepared: &PreparedView,
+    feature: usize,
+    now_ms: i64,
+) {
+    let served = row.serve(prepared, feature, now_ms);
+    match (&served.value, row.field(feature)) {
+        (Some(value), Some(field)) if served.status == Status::Present => {
+            context.reply_stored(protocol, prepared.view.features()[feature].ty, field, value);
+        }
+        (value, _) => context.reply_value(protocol, value.as_ref()),
+    }
+    if served.status == Status::Invalid {
+        crate::server::logs::add(&prepared.log.counters.invalid_values, 1);
+    }
+}
+
+fn reply_with_status(
+    context: Context<'_>,
+    protocol: Protocol,
+    row: &RowImage,
+    prepared: &PreparedView,
+    feature: usize,
+    now_ms: i64,
+) {
+    context.reply_array(3);
+    reply_feature(context, protocol, row, prepared, feature, now_ms);
+    let served = row.serve(prepared, feature, now_ms);
+    context.reply_text(served.status.as_str());
+    context.reply_optional_integer(served.age_ms(now_ms));
+}

@@ -1,0 +1,140 @@
+//! FS.INFO.
+
+use super::FIRST;
+use crate::server::acl::{Access, Caller};
+use crate::server::api::{Context, Key, Mode};
+use crate::server::background::may_write;
+use crate::server::command::{Argument, Call, Command, Keys, Spec};
+use crate::server::info::figures;
+use crate::server::logs::Log;
+use crate::server::state::STATE;
+use crate::server::{consumer, streams};
+use feature_store_core::Result;
+use std::rc::Rc;
+
+/// Tells figures.
+pub(super) struct Info;
+
+impl Command for Info {
+    const SPEC: Spec = Spec {
+        name: c"FS.INFO",
+        summary: c"Tells the figures of the module, or of a feature view and its log.",
+        complexity: c"O(V), V the number of views; O(1) for one.",
+        since: FIRST,
+        flags: c"readonly",
+        categories: c"fs read slow",
+        arity: -1,
+        keys: Keys::None,
+        arguments: &[Argument::text(c"view").optional()],
+        reply: "A map. Of a view: `view`, `versions`, `stream` (its key), `consumer` (`running`, `stopped` by FS.CONSUMER, \
+                `off` by definition, `replica`, or `waiting` for a failover, a pause or memory), `length`, `first_entry`, \
+                `last_entry`, `cursor`, `lag_entries`, `lag_ms` (how long the next entry has waited), `dlq_length`, and \
+                since the start `published`, `consumed`, `superseded`, `expired_on_arrival`, `dead_letters`, \
+                `lost_entries` (removed before they were consumed), `invalid_values`, `extra_fields_dropped`; \
+                `tombstones` (deleted rows that the backlog may not bring back), `replaying` (nil, or a map).",
+        notes: "The figures without a view are those of the section `fs` of `INFO`, where they carry the prefix `fs_`. Counters are each \
+                server's own and begin at 0 when it starts.",
+    };
+
+    fn run(call: &Call<'_>) -> Result<()> {
+        let context = call.context;
+        let mut arguments = call.arguments();
+        if arguments.is_empty() {
+            let figures = figures(&STATE.borrow(context));
+            context.reply_map(figures.len());
+            for (name, value) in figures {
+                context.reply_bytes(name.to_bytes());
+                context.reply_count(Some(value));
+            }
+            return Ok(());
+        }
+        let view = arguments.next("view")?;
+        arguments.finish()?;
+        let (log, versions, tombstones) = {
+            let state = STATE.borrow(context);
+            let registered = state.registry.view(view)?;
+            let name = &registered.newest().name;
+            let log = state
+                .log_of(name)
+                .ok_or_else(|| state.registry.view(b"").err())
+                .map_err(|e| e.unwrap_or_else(|| feature_store_core::Error::syntax("the view has no log")))?;
+            (log, registered.versions.keys().copied().collect::<Vec<_>>(), registered.tombstones())
+        };
+        Caller::of(context).require(context, &log.stream_key, Access::Read)?;
+        reply(context, &log, &versions, tombstones);
+        Ok(())
+    }
+}
+
+fn consumer_state(context: Context<'_>, log: &Log) -> &'static str {
+    if !log.consumes.get() {
+        "off"
+    } else if context.flags().is_replica() {
+        "replica"
+    } else if log.stopped.get() {
+        "stopped"
+    } else if !may_write(context) {
+        "waiting"
+    } else {
+        "running"
+    }
+}
+
+fn reply(context: Context<'_>, log: &Rc<Log>, versions: &[u32], tombstones: usize) {
+    let facts = streams::facts(context, &log.stream_key).unwrap_or_default();
+    let cursor = log.position.get().or_else(|| streams::group_cursor(context, &log.stream_key)).map(|c| c.id);
+    let lag = consumer::lag(context, log);
+    let dead_letters = Key::open(context, &log.dead_letter_key, Mode::Read).length();
+    let count = |name: &str, value: Option<u64>| {
+        context.reply_text(name);
+        context.reply_count(value);
+    };
+    let text = |name: &str, value: Option<&str>| {
+        context.reply_text(name);
+        context.reply_optional_text(value);
+    };
+    let id = |name: &str, value: Option<feature_store_core::stream_id::StreamId>| {
+        text(name, value.map(|id| id.to_string()).as_deref());
+    };
+    context.reply_map(21);
+    text("view", Some(&log.view));
+    context.reply_text("versions");
+    context.reply_array(versions.len());
+    versions.iter().for_each(|v| context.reply_integer(i64::from(*v)));
+    text("stream", Some(&String::from_utf8_lossy(log.stream_key.bytes())));
+    text("consumer", Some(consumer_state(context, log)));
+    count("length", Some(facts.length));
+    id("first_entry", facts.first);
+    id("last_entry", facts.last);
+    id("cursor", cursor);
+    count("lag_entries", lag.map(|(entries, _)| entries));
+    count("lag_ms", lag.map(|(_, ms)| ms));
+    count("dlq_length", Some(dead_letters));
+    let counters = &log.counters;
+    for (name, counter) in [
+        ("published", &counters.published),
+        ("consumed", &counters.consumed),
+        ("superseded", &counters.superseded),
+        ("expired_on_arrival", &counters.expired_on_arrival),
+        ("dead_letters", &counters.dead_letters),
+        ("lost_entries", &counters.lost),
+        ("invalid_values", &counters.invalid_values),
+        ("extra_fields_dropped", &counters.extra_dropped),
+    ] {
+        count(name, Some(counter.get()));
+    }
+    count("tombstones", Some(tombstones as u64));
+    context.reply_text("replaying");
+    let state = STATE.borrow(context);
+    match state.background.replays.iter().find(|r| r.is_of(&log.view)) {
+        None => context.reply_nil(),
+        Some(replay) => {
+            context.reply_map(5);
+            count("version", Some(u64::from(replay.version)));
+            text("position", Some(&replay.position.to_string()));
+            text("end", Some(&replay.end.to_string()));
+            count("replayed", Some(replay.replayed));
+            count("refused", Some(replay.refused));
+        }
+    }
+}

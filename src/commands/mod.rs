@@ -1,0 +1,73 @@
+//! The commands: one file each, with its documentation, flags, ACL and arguments beside its handler.
+//!
+//! A handler parses its arguments, asks the core and the server, and replies. Adding a command is one file and one word
+//! in the list below.
+#![forbid(unsafe_code)]
+
+mod alter;
+mod consume;
+mod consumer;
+mod debug;
+mod del;
+mod describe;
+mod drop;
+mod effect;
+mod explain;
+mod get;
+mod help;
+mod info;
+mod mget;
+mod mpublish;
+mod publish;
+mod register;
+mod replay;
+mod scan;
+mod tensor;
+mod trim;
+mod views;
+
+use crate::server::command::{Argument, Entry};
+
+/// All commands, in the order in which FS.HELP and the reference tell of them.
+pub(crate) const ALL: &[Entry] = &[
+    Entry::of::<register::Register>(),
+    Entry::of::<alter::Alter>(),
+    Entry::of::<describe::Describe>(),
+    Entry::of::<views::Views>(),
+    Entry::of::<drop::Drop>(),
+    Entry::of::<publish::Publish>(),
+    Entry::of::<mpublish::Mpublish>(),
+    Entry::of::<del::Del>(),
+    Entry::of::<get::Get>(),
+    Entry::of::<mget::Mget>(),
+    Entry::of::<tensor::Tensor>(),
+    Entry::of::<scan::Scan>(),
+    Entry::of::<explain::Explain>(),
+    Entry::of::<consumer::Consumer>(),
+    Entry::of::<consume::Consume>(),
+    Entry::of::<replay::Replay>(),
+    Entry::of::<trim::Trim>(),
+    Entry::of::<info::Info>(),
+    Entry::of::<help::Help>(),
+    Entry::of::<effect::Effect>(),
+];
+
+/// Commands that only `debug yes` brings.
+pub(crate) const DEBUG: &[Entry] = &[Entry::of::<debug::Debug>()];
+
+/// `view`, the name of a feature view.
+const VIEW: Argument = Argument::text(c"view");
+/// `[VERSION n]`.
+const VERSION: Argument = Argument::integer(c"version").after(c"VERSION").optional();
+/// `key`, a row's key.
+const KEY: Argument = Argument::key(c"key");
+/// `key [key ...]`.
+const KEYS: Argument = Argument::key(c"key").multiple();
+/// `features`, comma-separated or `*`.
+const FEATURES: Argument = Argument::text(c"features");
+/// `feature value [feature value ...]`.
+const FEATURE_VALUES: Argument =
+    Argument::block(c"change", &[Argument::text(c"feature"), Argument::text(c"value")]).multiple();
+
+/// The version of the module that brought the first commands.
+const FIRST: &std::ffi::CStr = c"0.1.0";

@@ -1,0 +1,83 @@
+//! FS.MPUBLISH.
+
+use super::{FIRST, KEY};
+use crate::server::acl::{Access, Caller};
+use crate::server::command::{Argument, Call, Command, KeyAccess, Keys, Spec};
+use crate::server::config;
+use crate::server::effects::Effects;
+use crate::server::logs::add;
+use crate::server::publish::{apply, check_log, Logging, Publication};
+use crate::server::rows::check_row;
+use crate::server::state::words;
+use feature_store_core::time::check_not_future;
+use feature_store_core::update::StampedUpdate;
+use feature_store_core::{Error, Result};
+
+/// Publishes several rows.
+pub(super) struct Mpublish;
+
+impl Command for Mpublish {
+    const SPEC: Spec = Spec {
+        name: c"FS.MPUBLISH",
+        summary: c"Publishes several rows, all or none, in order.",
+        complexity: c"O(N*F), N the number of rows, F the number of features of a row.",
+        since: FIRST,
+        flags: c"write deny-oom",
+        categories: c"fs write slow",
+        arity: -3,
+        keys: Keys::From(1, 2, KeyAccess::Write),
+        arguments: &[Argument::block(c"row", &[KEY, Argument::text(c"object")]).multiple()],
+        reply: "The number of rows.",
+        notes: "Each object is JSON, feature to value; its members `_at` (event time, unix milliseconds) and `_event` (event \
+                id) stand beside the features. All objects are checked before the first row is written. Rows may belong \
+                to different views.",
+    };
+
+    fn run(call: &Call<'_>) -> Result<()> {
+        let context = call.context;
+        let objects = call.arguments().rest();
+        if objects.len() % 2 == 1 {
+            return Err(Error::syntax("each key must be followed by a JSON object"));
+        }
+        let (now_ms, clock_skew_ms_max) = (context.now_ms(), config::CLOCK_SKEW_MS_MAX.get());
+        let caller = Caller::of(context);
+        let mut rows = Vec::with_capacity(objects.len() / 2);
+        for (i, pair) in objects.chunks_exact(2).enumerate() {
+            let place = 1 + 2 * i;
+            let (key, prepared) = call.row(place)?;
+            let stamped = StampedUpdate::from_json(&prepared.view, pair[1])?;
+            if let Some(at_ms) = stamped.at_ms {
+                check_not_future(at_ms, now_ms, clock_skew_ms_max, &prepared.view.name)?;
+            }
+            let name = call.string(place);
+            check_row(context, &name)?;
+            if prepared.view.log {
+                caller.require(context, &prepared.log.stream_key, Access::Insert)?;
+                check_log(context, &prepared.log)?;
+            }
+            rows.push((key.entity_id, name, prepared, stamped));
+        }
+        let words = words(context);
+        let mut effects = Effects::default();
+        for (entity_id, name, prepared, stamped) in &rows {
+            let logging = if prepared.view.log { Logging::On(stamped.event_id.as_deref()) } else { Logging::Off };
+            let publication = Publication {
+                key: name,
+                entity_id,
+                prepared,
+                update: &stamped.update,
+                event_time_ms: stamped.at_ms,
+                log: logging,
+            };
+            if let Err(error) = apply(context, &words, &publication, now_ms, &mut effects) {
+                // Only a log whose ids are used up comes here; what was written stays, and every copy has it.
+                effects.replicate(context);
+                return Err(error);
+            }
+            add(&prepared.log.counters.published, 1);
+        }
+        effects.replicate(context);
+        context.reply_count(Some(rows.len() as u64));
+        Ok(())
+    }
+}

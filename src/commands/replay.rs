@@ -1,0 +1,80 @@
+//! FS.REPLAY.
+
+use super::{FIRST, VERSION, VIEW};
+use crate::server::acl::{Access, Caller};
+use crate::server::background;
+use crate::server::blocked::BlockedCaller;
+use crate::server::command::{Argument, Call, Command, Keys, Spec};
+use crate::server::publish::check_log;
+use crate::server::replay;
+use crate::server::state::STATE;
+use crate::server::streams;
+use feature_store_core::arguments::parse_version;
+use feature_store_core::keys::row_prefix;
+use feature_store_core::stream_id::StreamId;
+use feature_store_core::{Error, Result};
+use std::sync::Arc;
+
+/// Replays a log.
+pub(super) struct Replay;
+
+impl Command for Replay {
+    const SPEC: Spec = Spec {
+        name: c"FS.REPLAY",
+        summary: c"Materializes rows again from a view's log.",
+        complexity: c"O(N*F), N the number of entries, F the number of features of a row; in slices.",
+        since: FIRST,
+        flags: c"write deny-oom admin",
+        categories: c"fs write slow admin dangerous",
+        arity: -4,
+        keys: Keys::None,
+        arguments: &[VIEW, Argument::text(c"id").after(c"FROM"), VERSION],
+        reply: "The number of entries that were replayed, at the end. The caller waits, the server does not.",
+        notes: "All entries from that id on are replayed, those that `FS.PUBLISH` applied included, into one version (the \
+                newest if none is named): so a new version fills from the log of the old one. Event time wins as always: \
+                rows never go back. Entries that are no update of that version are skipped. A replay goes on when its \
+                caller goes away, and ends early when the server stops being the primary. Not inside MULTI or a script.",
+    };
+
+    fn run(call: &Call<'_>) -> Result<()> {
+        let context = call.context;
+        let mut arguments = call.arguments();
+        let view = arguments.next("view")?;
+        if !arguments.take_word("FROM") {
+            return Err(Error::syntax("FROM is missing"));
+        }
+        let from = StreamId::parse(arguments.next("id")?)?;
+        let version =
+            if arguments.take_word("VERSION") { Some(parse_version(arguments.next("VERSION")?)?) } else { None };
+        if arguments.take_word("WINDOWS") {
+            return Err(Error::syntax("WINDOWS is not available in this version"));
+        }
+        arguments.finish()?;
+        let (definition, log) = {
+            let state = STATE.borrow(context);
+            let definition = Arc::clone(state.registry.version(view, version)?);
+            let log = state.log_of(&definition.name).ok_or_else(|| Error::syntax("the view has no log"))?;
+            (definition, log)
+        };
+        let caller = Caller::of(context);
+        caller.require(context, &log.stream_key, Access::Read)?;
+        caller.require_prefix(context, &row_prefix(&definition.name, definition.version), Access::Update)?;
+        check_log(context, &log)?;
+        if context.flags().denies_blocking() {
+            return Err(Error::syntax("FS.REPLAY works in the background and cannot run inside MULTI or a script"));
+        }
+        let end = streams::facts(context, &log.stream_key).map_or(StreamId::ZERO, |facts| facts.last_generated);
+        let replay = replay::Replay {
+            view: definition.name.clone(),
+            version: definition.version,
+            position: from.before(),
+            end,
+            replayed: 0,
+            refused: 0,
+            caller: BlockedCaller::of(context),
+        };
+        STATE.borrow_mut(context).background.replays.push_back(replay);
+        background::wake(context);
+        Ok(())
+    }
+}

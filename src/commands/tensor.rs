@@ -1,0 +1,56 @@
+//! FS.TENSOR.
+
+use super::mget::read_rows;
+use super::{FEATURES, FIRST, KEYS};
+use crate::server::command::{Call, Command, KeyAccess, Keys, Spec};
+use crate::server::logs::add;
+use crate::server::state::STATE;
+use feature_store_core::row::{write_columns, Status};
+use feature_store_core::Result;
+
+/// Reads rows as numbers.
+pub(super) struct Tensor;
+
+impl Command for Tensor {
+    const SPEC: Spec = Spec {
+        name: c"FS.TENSOR",
+        summary: c"Reads features of rows as one block of float32.",
+        complexity: c"O(N*F), N the number of rows, F the number of features of a row.",
+        since: FIRST,
+        flags: c"readonly fast",
+        categories: c"fs read fast",
+        arity: -3,
+        keys: Keys::From(2, 1, KeyAccess::Read),
+        arguments: &[FEATURES, KEYS],
+        reply: "One string: N rows by K columns, row by row, little-endian float32, ready for \
+                `numpy.frombuffer(reply, '<f4').reshape(n, -1)`.",
+        notes: "A VECTOR fills one column a dimension, a BOOL is 0 or 1, a STRING with `VALUES` is its index there. An absent \
+                value is its default, else NaN. A feature that has no number (LIST, STRING without `VALUES`) is an error, \
+                also inside `*`; `FS.DESCRIBE view JSON` tells which have one, and their widths.",
+    };
+
+    fn run(call: &Call<'_>) -> Result<()> {
+        let context = call.context;
+        // Before any row is read: a feature without a number is an error up front.
+        let (_, prepared) = call.row(2)?;
+        let columns = {
+            let features = prepared.view.served_positions(call.arguments().next("features")?)?;
+            prepared.view.tensor_columns(&features)?
+        };
+        let (prepared, features, rows) = read_rows(call)?;
+        let now_ms = context.now_ms();
+        let mut tensor = Vec::with_capacity(rows.len() * columns.iter().sum::<usize>() * 4);
+        for row in &rows {
+            for (feature, width) in features.iter().zip(&columns) {
+                let served = row.serve(&prepared, *feature, now_ms);
+                let has_number = write_columns(&prepared.view, *feature, served.value.as_ref(), *width, &mut tensor);
+                if !has_number || served.status == Status::Invalid {
+                    add(&prepared.log.counters.invalid_values, 1);
+                }
+            }
+        }
+        context.reply_bytes(&tensor);
+        STATE.borrow_mut(context).counters.rows_served += rows.len() as u64;
+        Ok(())
+    }
+}

@@ -1,0 +1,257 @@
+//! The one codec: effects as replicas and the AOF receive them, and the snapshot of definitions in an RDB.
+//!
+//! Every encoding begins with a format version. A reader refuses a version that it does not know, and never panics on
+//! damaged bytes. Definitions inside a snapshot are their JSON documents, so that a schema's growth needs no new format.
+
+use crate::cursor::Cursor;
+use crate::materialize::TimesChange;
+use crate::stream_id::StreamId;
+use crate::value::JsonKind;
+use bincode::config::{Configuration, Limit, LittleEndian, Varint};
+use std::fmt;
+
+const EFFECT_FORMAT: u8 = 1;
+const SNAPSHOT_FORMAT: u8 = 1;
+/// More than any row, log slice or set of definitions takes; a damaged length cannot allocate beyond it.
+const DECODED_BYTES_MAX: usize = 1 << 30;
+
+fn configuration() -> Configuration<LittleEndian, Varint, Limit<DECODED_BYTES_MAX>> {
+    bincode::config::standard().with_limit::<DECODED_BYTES_MAX>()
+}
+
+/// What happened to one key, with every clock reading and id resolved: all copies execute the same.
+#[derive(Debug, Clone, PartialEq, bincode::Encode, bincode::BorrowDecode)]
+pub enum Effect<'a> {
+    /// A row was published or materialized. The key is the row's.
+    Row(RowEffect<'a>),
+    /// A row was deleted. The key is the row's. Log entries up to the id must not bring it back.
+    Delete(Option<StreamId>),
+    /// A log was consumed or trimmed. The key is the stream's.
+    Log(LogEffect<'a>),
+    /// The data of dropped versions is gone. The key is the stream's.
+    DropDone,
+}
+
+/// One field of an update.
+#[derive(Debug, Clone, PartialEq, bincode::Encode, bincode::BorrowDecode)]
+pub struct FieldEffect<'a> {
+    /// The feature.
+    pub name: &'a str,
+    /// How its stored form becomes the log's JSON.
+    pub kind: JsonKind,
+    /// Its stored form; `None` removes it.
+    pub field: Option<&'a [u8]>,
+    /// Does it change the row? A superseded field, or an INPUT, only stands in the log.
+    pub applied: bool,
+}
+
+/// What an update did to a row and its log.
+#[derive(Debug, Clone, PartialEq, bincode::Encode, bincode::BorrowDecode)]
+pub struct RowEffect<'a> {
+    /// The update's event time, unix milliseconds.
+    pub event_time_ms: i64,
+    /// Its fields.
+    pub fields: Vec<FieldEffect<'a>>,
+    /// The entry that it appended to the log.
+    pub log: Option<Append<'a>>,
+    /// What it changed in the row; `None`: nothing.
+    pub row: Option<RowChange<'a>>,
+}
+
+/// An entry appended to a log.
+#[derive(Debug, Clone, PartialEq, bincode::Encode, bincode::BorrowDecode)]
+pub struct Append<'a> {
+    /// Its id.
+    pub id: StreamId,
+    /// The event's id, if the writer gave one.
+    pub event_id: Option<&'a [u8]>,
+    /// To how many entries the log was trimmed afterwards, exactly.
+    pub trimmed_to: Option<u64>,
+}
+
+/// What changed in a row beside its features.
+#[derive(Debug, Clone, PartialEq, bincode::Encode, bincode::BorrowDecode)]
+pub struct RowChange<'a> {
+    /// The row is new, or nobody has said yet which view it belongs to: `_feature_view` is written.
+    pub names_view: bool,
+    /// The new `_updated_at`, unix milliseconds, where it moved.
+    pub updated_at_ms: Option<i64>,
+    /// What became of `_times`.
+    pub times: TimesChange<'a>,
+    /// What became of the key's expiry.
+    pub expiry: Expiry,
+}
+
+/// What becomes of a row's expiry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub enum Expiry {
+    /// It stays.
+    Keep,
+    /// The row no longer expires.
+    Remove,
+    /// The row expires at this unix time in milliseconds.
+    At(i64),
+}
+
+/// An entry that could not be materialized.
+#[derive(Debug, Clone, PartialEq, bincode::Encode, bincode::BorrowDecode)]
+pub struct DeadLetter<'a> {
+    /// Its id among the dead letters.
+    pub id: StreamId,
+    /// All its fields, `source_id` and `error` included.
+    pub fields: Vec<(&'a [u8], &'a [u8])>,
+}
+
+/// What happened to a log.
+#[derive(Debug, Clone, Default, PartialEq, bincode::Encode, bincode::BorrowDecode)]
+pub struct LogEffect<'a> {
+    /// Entries that became dead letters.
+    pub dead_letters: Vec<DeadLetter<'a>>,
+    /// To how many entries the dead letters were trimmed, exactly.
+    pub dead_letters_trimmed_to: Option<u64>,
+    /// The new cursor of the group `fs`.
+    pub cursor: Option<Cursor>,
+    /// To how many entries the log was trimmed, exactly.
+    pub trimmed_to: Option<u64>,
+}
+
+/// All module-wide state.
+#[derive(Debug, Clone, Default, PartialEq, bincode::Encode, bincode::Decode)]
+pub struct Snapshot {
+    /// The views, by name.
+    pub views: Vec<ViewSnapshot>,
+    /// Data that is still being deleted.
+    pub drops: Vec<DropSnapshot>,
+}
+
+/// One view in a snapshot.
+#[derive(Debug, Clone, Default, PartialEq, bincode::Encode, bincode::Decode)]
+pub struct ViewSnapshot {
+    /// Its name.
+    pub name: String,
+    /// Its versions, as JSON documents.
+    pub documents: Vec<String>,
+    /// FS.CONSUMER STOP is in force.
+    pub stopped: bool,
+    /// Where the consumer stood.
+    pub cursor: Option<Cursor>,
+    /// Deleted rows that older log entries must not bring back: version, entity id, newest such entry.
+    pub tombstones: Vec<(u32, Vec<u8>, StreamId)>,
+}
+
+/// Rows and streams of dropped versions that are still being deleted.
+#[derive(Debug, Clone, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct DropSnapshot {
+    /// The view.
+    pub view: String,
+    /// The dropped versions.
+    pub versions: Vec<u32>,
+    /// The streams go too: no version is left.
+    pub streams: bool,
+}
+
+/// Bytes that are none of ours: damaged, or written by a later version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CodecError(String);
+
+impl fmt::Display for CodecError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for CodecError {}
+
+fn encode<T: bincode::Encode>(format: u8, value: &T) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(128);
+    bytes.push(format);
+    bincode::encode_into_std_write(value, &mut bytes, configuration()).expect("plain values encode into memory");
+    bytes
+}
+
+fn decode<'a, T: bincode::BorrowDecode<'a, ()>>(what: &str, format: u8, bytes: &'a [u8]) -> Result<T, CodecError> {
+    match bytes.split_first() {
+        Some((first, rest)) if *first == format => match bincode::borrow_decode_from_slice(rest, configuration()) {
+            Ok((value, read)) if read == rest.len() => Ok(value),
+            Ok(_) => Err(CodecError(format!("{what} has bytes after its end"))),
+            Err(error) => Err(CodecError(format!("{what} is damaged: {error}"))),
+        },
+        Some((first, _)) => Err(CodecError(format!("{what} has format {first}, this version reads {format}"))),
+        None => Err(CodecError(format!("{what} is empty"))),
+    }
+}
+
+/// Writes an effect.
+pub fn encode_effect(effect: &Effect<'_>) -> Vec<u8> {
+    encode(EFFECT_FORMAT, effect)
+}
+
+/// Reads an effect.
+pub fn decode_effect(bytes: &[u8]) -> Result<Effect<'_>, CodecError> {
+    decode("effect", EFFECT_FORMAT, bytes)
+}
+
+/// Writes a snapshot.
+pub fn encode_snapshot(snapshot: &Snapshot) -> Vec<u8> {
+    encode(SNAPSHOT_FORMAT, snapshot)
+}
+
+/// Reads a snapshot.
+pub fn decode_snapshot(bytes: &[u8]) -> Result<Snapshot, CodecError> {
+    decode("snapshot of definitions", SNAPSHOT_FORMAT, bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::borrow::Cow;
+
+    fn effect<'a>(name: &'a str, field: Option<&'a [u8]>, id: StreamId, times: &'a str) -> Effect<'a> {
+        Effect::Row(RowEffect {
+            event_time_ms: 1_700_000_000_000,
+            fields: vec![FieldEffect { name, kind: JsonKind::Text, field, applied: true }],
+            log: Some(Append { id, event_id: Some(b"e"), trimmed_to: Some(3) }),
+            row: Some(RowChange {
+                names_view: true,
+                updated_at_ms: Some(5),
+                times: TimesChange::Set(Cow::Borrowed(times)),
+                expiry: Expiry::At(7),
+            }),
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn effects_and_snapshots_round_trip(name in "[a-z]{1,9}", field in any::<Option<Vec<u8>>>(), ms in any::<u64>(),
+                                            times in any::<String>(), stopped in any::<bool>()) {
+            let id = StreamId { ms, seq: 1 };
+            let effect = effect(&name, field.as_deref(), id, &times);
+            let encoded = encode_effect(&effect);
+            prop_assert_eq!(decode_effect(&encoded), Ok(effect));
+            let snapshot = Snapshot {
+                views: vec![ViewSnapshot {
+                    name: name.clone(), documents: vec![times], stopped,
+                    cursor: Some(Cursor { id, entries_read: None }),
+                    tombstones: vec![(1, field.unwrap_or_default(), id)],
+                }],
+                drops: vec![DropSnapshot { view: name, versions: vec![1, 2], streams: true }],
+            };
+            prop_assert_eq!(decode_snapshot(&encode_snapshot(&snapshot)), Ok(snapshot));
+        }
+
+        #[test]
+        fn damaged_bytes_are_refused_without_a_panic(bytes in any::<Vec<u8>>(), cut in any::<prop::sample::Index>()) {
+            let _ = decode_effect(&bytes);
+            let _ = decode_snapshot(&bytes);
+            let whole = encode_effect(&effect("age", Some(b"x"), StreamId::ZERO, "{}"));
+            prop_assert!(decode_effect(&whole[..cut.index(whole.len())]).is_err());
+        }
+    }
+
+    #[test]
+    fn another_format_is_refused_by_number() {
+        let error = decode_effect(&[9, 0]).expect_err("format 9");
+        assert!(error.to_string().contains("format 9"), "{error}");
+    }
+}

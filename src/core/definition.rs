@@ -1,0 +1,317 @@
+//! Feature views: what a feature is, what a view is, and which values each accepts.
+
+use crate::error::{shown, Code, Error, Result};
+use crate::feature_type::FeatureType;
+use crate::keys::{checked_feature_name, checked_name};
+use crate::value::{Refusal, Value};
+use serde_json::value::RawValue;
+use std::cmp::Ordering;
+use std::collections::HashMap;
+
+/// Log length of a view that names none.
+pub const MAXLEN_DEFAULT: u64 = 10_000;
+/// Most features a view may have.
+pub const FEATURES_MAX: usize = 4_096;
+
+/// One feature of a view.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Feature {
+    /// Its name.
+    pub name: String,
+    /// Its type.
+    pub ty: FeatureType,
+    /// Served where no value is.
+    pub default: Option<Value<'static>>,
+    /// Longest age at which a value is served, milliseconds.
+    pub ttl_ms: Option<i64>,
+    /// Least value allowed (INT, FLOAT, TIMESTAMP).
+    pub min: Option<Value<'static>>,
+    /// Greatest value allowed.
+    pub max: Option<Value<'static>>,
+    /// All values allowed (STRING); a value's index here is its number in a tensor. Empty: any.
+    pub values: Vec<String>,
+    /// An event's field that is not served itself.
+    pub input: bool,
+    /// For people.
+    pub description: String,
+}
+
+impl Feature {
+    /// A feature with nothing but a checked name and a type.
+    pub fn new(name: &[u8], ty: FeatureType) -> Result<Self> {
+        Ok(Feature {
+            name: checked_feature_name(name)?.to_owned(),
+            ty,
+            default: None,
+            ttl_ms: None,
+            min: None,
+            max: None,
+            values: Vec::new(),
+            input: false,
+            description: String::new(),
+        })
+    }
+
+    /// How many columns of a tensor it fills; `None` for a feature that has no number.
+    pub fn columns(&self) -> Option<usize> {
+        match self.ty {
+            FeatureType::Int | FeatureType::Float | FeatureType::Bool | FeatureType::Timestamp => Some(1),
+            FeatureType::Vector(n) => Some(n as usize),
+            FeatureType::String => (!self.values.is_empty()).then_some(1),
+            FeatureType::List => None,
+        }
+    }
+
+    /// The place of a STRING among VALUES.
+    pub fn index_of(&self, value: &[u8]) -> Option<usize> {
+        self.values.iter().position(|v| v.as_bytes() == value)
+    }
+
+    /// Is this value inside MIN, MAX and VALUES? The error is the end of a sentence.
+    pub fn check_range(&self, value: &Value<'_>) -> std::result::Result<(), Refusal> {
+        if let Some(min) = &self.min {
+            if compare(value, min) == Some(Ordering::Less) {
+                return Err(Refusal::Because(format!("is below MIN {}", display(min))));
+            }
+        }
+        if let Some(max) = &self.max {
+            if compare(value, max) == Some(Ordering::Greater) {
+                return Err(Refusal::Because(format!("is above MAX {}", display(max))));
+            }
+        }
+        if let (Value::String(text), false) = (value, self.values.is_empty()) {
+            if self.index_of(text).is_none() {
+                return Err(Refusal::Because("is none of VALUES".to_owned()));
+            }
+        }
+        Ok(())
+    }
+
+    /// A value from a command's argument, checked. `view` is for the error.
+    pub fn value_from_text<'a>(&self, view: &str, text: &'a [u8]) -> Result<Value<'a>> {
+        Value::from_text(self.ty, text)
+            .and_then(|value| self.check_range(&value).map(|()| value))
+            .map_err(|refusal| self.refuse(view, refusal, text))
+    }
+
+    /// A value from a member of a JSON object, checked.
+    pub fn value_from_json<'a>(&self, view: &str, raw: &'a RawValue) -> Result<Value<'a>> {
+        Value::from_json(self.ty, raw)
+            .and_then(|value| self.check_range(&value).map(|()| value))
+            .map_err(|refusal| self.refuse(view, refusal, raw.get().as_bytes()))
+    }
+
+    fn refuse(&self, view: &str, refusal: Refusal, given: &[u8]) -> Error {
+        let (name, ty, given) = (&self.name, self.ty, shown(given));
+        Error::schema(match refusal {
+            Refusal::Type => format!("feature '{name}' of view '{view}' expects {ty}, got '{given}'"),
+            Refusal::Because(why) => {
+                format!("feature '{name}' of view '{view}' expects {ty}, but '{given}' {why}")
+            }
+        })
+    }
+
+    /// Checks that the parts of the definition fit each other.
+    fn check(&self, view: &str) -> Result<()> {
+        let refuse = |why: String| Err(Error::syntax(format!("feature '{}' of view '{view}': {why}", self.name)));
+        let ordered = matches!(self.ty, FeatureType::Int | FeatureType::Float | FeatureType::Timestamp);
+        if (self.min.is_some() || self.max.is_some()) && !ordered {
+            return refuse(format!("MIN and MAX need INT, FLOAT or TIMESTAMP, not {}", self.ty));
+        }
+        if let (Some(min), Some(max)) = (&self.min, &self.max) {
+            if compare(min, max) == Some(Ordering::Greater) {
+                return refuse(format!("MIN {} is above MAX {}", display(min), display(max)));
+            }
+        }
+        if !self.values.is_empty() && self.ty != FeatureType::String {
+            return refuse(format!("VALUES needs STRING, not {}", self.ty));
+        }
+        for (i, value) in self.values.iter().enumerate() {
+            if self.values[..i].contains(value) {
+                return refuse(format!("VALUES names '{}' twice", shown(value.as_bytes())));
+            }
+        }
+        if self.input && (self.default.is_some() || self.ttl_ms.is_some()) {
+            return refuse("an INPUT is not served, so it takes no DEFAULT and no TTL".to_owned());
+        }
+        if let Some(default) = &self.default {
+            if let Err(Refusal::Because(why)) = self.check_range(default) {
+                return refuse(format!("DEFAULT {} {why}", display(default)));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn compare(a: &Value<'_>, b: &Value<'_>) -> Option<Ordering> {
+    match (a, b) {
+        (Value::Int(a), Value::Int(b)) | (Value::Timestamp(a), Value::Timestamp(b)) => Some(a.cmp(b)),
+        (Value::Float(a), Value::Float(b)) => a.partial_cmp(b),
+        _ => None,
+    }
+}
+
+fn display(value: &Value<'_>) -> String {
+    shown(&value.to_field())
+}
+
+/// What happens to fields that the schema does not know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extra {
+    /// The update is refused.
+    Refuse,
+    /// They are dropped and counted.
+    Ignore,
+}
+
+/// A version of a feature view.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FeatureView {
+    /// Its name.
+    pub name: String,
+    /// Its version, at least 1.
+    pub version: u32,
+    /// What its rows describe.
+    pub entity: String,
+    /// Longest age of each feature, milliseconds.
+    pub ttl_ms: Option<i64>,
+    /// Rows of this version may carry an expiry although it has no TTL now: it was altered away.
+    pub ttl_was_removed: bool,
+    /// Does FS.PUBLISH append to the log?
+    pub log: bool,
+    /// About how many entries the log keeps.
+    pub maxlen: u64,
+    /// Are plain XADDs materialized into this version?
+    pub consumer: bool,
+    /// What happens to unknown fields.
+    pub extra: Extra,
+    /// For people.
+    pub description: String,
+    /// The schema, in its order.
+    features: Vec<Feature>,
+    by_name: HashMap<String, usize>,
+}
+
+impl FeatureView {
+    /// A view without features and with the defaults of every option.
+    pub fn new(name: &[u8], version: u32, entity: &[u8]) -> Result<Self> {
+        Ok(FeatureView {
+            name: checked_name("view name", name)?.to_owned(),
+            version,
+            entity: checked_name("entity name", entity)?.to_owned(),
+            ttl_ms: None,
+            ttl_was_removed: false,
+            log: true,
+            maxlen: MAXLEN_DEFAULT,
+            consumer: true,
+            extra: Extra::Refuse,
+            description: String::new(),
+            features: Vec::new(),
+            by_name: HashMap::new(),
+        })
+    }
+
+    /// Adds a feature at the end of the schema.
+    pub fn add_feature(&mut self, feature: Feature) -> Result<()> {
+        feature.check(&self.name)?;
+        if self.by_name.contains_key(&feature.name) {
+            return Err(Error::syntax(format!("feature '{}' of view '{}' is named twice", feature.name, self.name)));
+        }
+        if self.features.len() == FEATURES_MAX {
+            return Err(Error::syntax(format!("view '{}' has more than {FEATURES_MAX} features", self.name)));
+        }
+        self.by_name.insert(feature.name.clone(), self.features.len());
+        self.features.push(feature);
+        Ok(())
+    }
+
+    /// Checks what can only be said of the whole view.
+    pub fn check(&self) -> Result<()> {
+        if self.features.is_empty() {
+            return Err(Error::syntax(format!("SCHEMA of view '{}' has no features", self.name)));
+        }
+        if let (Some(ttl), Some(feature)) =
+            (self.ttl_ms, self.features.iter().find(|f| f.ttl_ms > self.ttl_ms && self.ttl_ms.is_some()))
+        {
+            return Err(Error::syntax(format!(
+                "feature '{}' of view '{}': its TTL may only be shorter than the view's ({})",
+                feature.name,
+                self.name,
+                crate::time::format_duration(ttl)
+            )));
+        }
+        Ok(())
+    }
+
+    /// The schema, in its order.
+    pub fn features(&self) -> &[Feature] {
+        &self.features
+    }
+
+    /// The features that a reader gets: all but the inputs, as indices in the schema's order.
+    pub fn served(&self) -> impl Iterator<Item = usize> + '_ {
+        self.features.iter().enumerate().filter(|(_, f)| !f.input).map(|(i, _)| i)
+    }
+
+    /// The index of a feature. `hint` is looked at first: writers and rows mostly keep the schema's order.
+    pub fn position(&self, name: &[u8], hint: usize) -> Option<usize> {
+        if self.features.get(hint).is_some_and(|f| f.name.as_bytes() == name) {
+            return Some(hint);
+        }
+        self.by_name.get(std::str::from_utf8(name).ok()?).copied()
+    }
+
+    /// The index of a feature that a reader named.
+    pub fn served_position(&self, name: &[u8], hint: usize) -> Result<usize> {
+        match self.position(name, hint) {
+            Some(i) if !self.features[i].input => Ok(i),
+            Some(_) => Err(Error::new(
+                Code::NoFeature,
+                format!("feature '{}' of view '{}' is an INPUT and is not served", shown(name), self.name),
+            )),
+            None => Err(self.no_feature(name)),
+        }
+    }
+
+    /// The features that a reader named, comma-separated, or `*` for all in the schema's order.
+    pub fn served_positions(&self, names: &[u8]) -> Result<Vec<usize>> {
+        if names == b"*" {
+            return Ok(self.served().collect());
+        }
+        names
+            .split(|b| *b == b',')
+            .enumerate()
+            .map(|(hint, name)| self.served_position(name.trim_ascii(), hint))
+            .collect()
+    }
+
+    /// The error for a feature that the view does not have.
+    pub fn no_feature(&self, name: &[u8]) -> Error {
+        Error::new(Code::NoFeature, format!("view '{}' has no feature '{}'", self.name, shown(name)))
+    }
+
+    /// Longest age at which a feature is served, milliseconds: the shorter of its own and the view's.
+    pub fn age_ms_max(&self, feature: usize) -> Option<i64> {
+        match (self.ttl_ms, self.features[feature].ttl_ms) {
+            (Some(view), Some(own)) => Some(view.min(own)),
+            (view, own) => own.or(view),
+        }
+    }
+
+    /// How many tensor columns each of these features fills. A feature without a number is an error.
+    pub fn tensor_columns(&self, features: &[usize]) -> Result<Vec<usize>> {
+        features
+            .iter()
+            .map(|i| {
+                let feature = &self.features[*i];
+                feature.columns().ok_or_else(|| {
+                    let hint = if feature.ty == FeatureType::String { " (a STRING needs VALUES)" } else { "" };
+                    Error::schema(format!(
+                        "feature '{}' of view '{}' is {} and has no number{hint}",
+                        feature.name, self.name, feature.ty
+                    ))
+                })
+            })
+            .collect()
+    }
+}

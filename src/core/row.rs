@@ -1,0 +1,180 @@
+//! Serving: what a reader is told about a feature of a row.
+
+use crate::definition::FeatureView;
+use crate::feature_type::FeatureType;
+use crate::materialize::RowTimes;
+use crate::value::Value;
+
+/// Why a reader gets what it gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// The row's own value.
+    Present,
+    /// No value is there; the default is served.
+    Default,
+    /// No value is there and no default is defined.
+    NotFound,
+    /// The value is older than its TTL; the default is served, else nothing.
+    OutsideMaxAge,
+    /// Another writer left something that is not of the type; the default is served, else nothing.
+    Invalid,
+}
+
+impl Status {
+    /// The word as it stands in a reply.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Status::Present => "PRESENT",
+            Status::Default => "DEFAULT",
+            Status::NotFound => "NOT_FOUND",
+            Status::OutsideMaxAge => "OUTSIDE_MAX_AGE",
+            Status::Invalid => "INVALID",
+        }
+    }
+}
+
+/// What is served for one feature.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Served<'a> {
+    /// The value, or `None` for nil.
+    pub value: Option<Value<'a>>,
+    /// Why.
+    pub status: Status,
+    /// Event time of the stored value, unix milliseconds, where there is one.
+    pub event_time_ms: Option<i64>,
+}
+
+impl Served<'_> {
+    /// Age of the stored value, milliseconds; 0 for one that lies ahead of the clock.
+    pub fn age_ms(&self, now_ms: i64) -> Option<i64> {
+        self.event_time_ms.map(|t| (now_ms - t).max(0))
+    }
+}
+
+/// What is served for a feature whose stored field is `field`.
+pub fn serve<'a>(
+    view: &'a FeatureView,
+    feature: usize,
+    field: Option<&'a [u8]>,
+    times: &RowTimes,
+    now_ms: i64,
+) -> Served<'a> {
+    let definition = &view.features()[feature];
+    let fallback = || definition.default.clone();
+    let Some(field) = field else {
+        let value = fallback();
+        let status = if value.is_some() { Status::Default } else { Status::NotFound };
+        return Served { value, status, event_time_ms: None };
+    };
+    let event_time_ms = times.of_present(feature);
+    if is_outside_max_age(view, feature, event_time_ms, now_ms) {
+        return Served { value: fallback(), status: Status::OutsideMaxAge, event_time_ms };
+    }
+    match Value::from_field(definition.ty, field) {
+        Some(value) => Served { value: Some(value), status: Status::Present, event_time_ms },
+        None => Served { value: fallback(), status: Status::Invalid, event_time_ms },
+    }
+}
+
+/// Is a value of this event time too old to be served? One without a time is not: the key's own expiry rules it.
+pub fn is_outside_max_age(view: &FeatureView, feature: usize, event_time_ms: Option<i64>, now_ms: i64) -> bool {
+    match (view.age_ms_max(feature), event_time_ms) {
+        (Some(max), Some(time)) => now_ms - time > max,
+        _ => false,
+    }
+}
+
+/// Appends a served feature's tensor columns: its number or numbers, NaN where it has none.
+///
+/// `columns`: as [`FeatureView::tensor_columns`] says. Answers false when a stored value has no number (a STRING that
+/// is none of VALUES), which then counts as absent: the default, or NaN.
+pub fn write_columns(
+    view: &FeatureView,
+    feature: usize,
+    value: Option<&Value<'_>>,
+    columns: usize,
+    out: &mut Vec<u8>,
+) -> bool {
+    let definition = &view.features()[feature];
+    let mut numbers = |value: &Value<'_>| match (definition.ty, value) {
+        (FeatureType::Vector(_), Value::Vector(v)) => {
+            v.iter().for_each(|x| out.extend_from_slice(&x.to_le_bytes()));
+            true
+        }
+        (FeatureType::String, Value::String(text)) => match definition.index_of(text) {
+            Some(index) => {
+                out.extend_from_slice(&(index as f32).to_le_bytes());
+                true
+            }
+            None => false,
+        },
+        (_, value) => match value.as_f32() {
+            Some(number) => {
+                out.extend_from_slice(&number.to_le_bytes());
+                true
+            }
+            None => false,
+        },
+    };
+    if value.is_some_and(&mut numbers) {
+        return true;
+    }
+    if !definition.default.as_ref().is_some_and(&mut numbers) {
+        (0..columns).for_each(|_| out.extend_from_slice(&f32::NAN.to_le_bytes()));
+    }
+    value.is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arguments::Arguments;
+    use crate::schema_syntax::parse_registration;
+
+    fn view() -> FeatureView {
+        let words: Vec<&[u8]> =
+            "ENTITY u TTL 10s SCHEMA a INT DEFAULT 7 b FLOAT TTL 5s c STRING VALUES 2 x y e VECTOR 2 DEFAULT 1,2"
+                .split(' ')
+                .map(str::as_bytes)
+                .collect();
+        parse_registration(b"v", &mut Arguments::new(&words)).expect("a definition")
+    }
+
+    #[test]
+    fn the_status_says_why_a_default_is_served() {
+        let view = view();
+        let times = RowTimes::read(&view, Some(b"100"), None);
+        let at = |feature, field: Option<&'static str>, now_ms| {
+            let served = serve(&view, feature, field.map(str::as_bytes), &times, now_ms);
+            (served.value.map(|v| String::from_utf8(v.to_field()).expect("text")), served.status)
+        };
+        let some = |text: &str| Some(text.to_owned());
+        assert_eq!(at(0, Some("5"), 104_000), (some("5"), Status::Present));
+        assert_eq!(at(0, None, 104_000), (some("7"), Status::Default));
+        assert_eq!(at(0, Some("x"), 104_000), (some("7"), Status::Invalid));
+        assert_eq!(at(0, Some("5"), 110_000), (some("5"), Status::Present));
+        assert_eq!(at(0, Some("5"), 110_001), (some("7"), Status::OutsideMaxAge));
+        assert_eq!(at(1, None, 104_000), (None, Status::NotFound));
+        assert_eq!(at(1, Some("1.5"), 105_001), (None, Status::OutsideMaxAge));
+        assert_eq!(at(1, Some("1.5"), 99_000), (some("1.5"), Status::Present));
+    }
+
+    #[test]
+    fn a_tensor_holds_numbers_defaults_or_nan() {
+        let view = view();
+        let columns = |feature: usize, value: Option<Value<'_>>| {
+            let mut out = Vec::new();
+            let width = view.tensor_columns(&[feature]).expect("a number")[0];
+            let clean = write_columns(&view, feature, value.as_ref(), width, &mut out);
+            let numbers: Vec<f32> = out.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+            (numbers, clean)
+        };
+        assert_eq!(columns(0, Some(Value::Int(3))), (vec![3.0], true));
+        assert_eq!(columns(0, None), (vec![7.0], true));
+        assert_eq!(columns(2, Some(Value::String(b"y"[..].into()))), (vec![1.0], true));
+        let (numbers, clean) = columns(2, Some(Value::String(b"zz"[..].into())));
+        assert!(numbers[0].is_nan() && !clean);
+        assert_eq!(columns(3, None), (vec![1.0, 2.0], true));
+        assert_eq!(columns(3, Some(Value::Vector(vec![3.0, 4.0]))).0, vec![3.0, 4.0]);
+    }
+}

@@ -1,0 +1,10 @@
+//! A feature store that lives inside Valkey.
+//!
+//! Three layers, and dependencies point one way: `commands` -> `server` -> `feature_store_core`. ARCHITECTURE.md is the
+//! map.
+#![allow(non_snake_case)]
+
+mod commands;
+mod server;
+
+server::load::export_module!(commands: commands::ALL, debug_commands: commands::DEBUG);

@@ -1,0 +1,140 @@
+//! Background work on the main thread: short slices from timers, so that clients never wait long.
+//!
+//! The server's lock is unfair to threads: one that takes it back at once starves clients, one that waits starves
+//! itself. So threads only decode, and everything that touches keys runs here, `fs.consumer-slice-us` at a time.
+
+use crate::server::api::{api, Context};
+use crate::server::command::guarded;
+use crate::server::config;
+use crate::server::replay::Replay;
+use crate::server::state::STATE;
+use crate::server::{consumer, decoder, drops, replay};
+use redis_module::raw;
+use std::collections::VecDeque;
+use std::ffi::c_void;
+use std::time::{Duration, Instant};
+
+/// Pause between slices while there is work.
+const TICK_MS: i64 = 1;
+/// Pause between looks while writing is not allowed.
+const WAITING_TICK_MS: i64 = 10;
+
+/// What is to be done.
+#[derive(Default)]
+pub(crate) struct Background {
+    ticking: bool,
+    /// Which log comes first in the next slice: all get their turn.
+    turn: usize,
+    /// Replays that are under way, oldest first.
+    pub(crate) replays: VecDeque<Replay>,
+    /// Where the deletion of dropped data stands.
+    pub(crate) drop_progress: drops::Progress,
+}
+
+/// What a slice left.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Left {
+    Nothing,
+    Work,
+}
+
+/// Until when a slice may run.
+#[derive(Clone, Copy)]
+pub(crate) struct Deadline(Instant);
+
+impl Deadline {
+    pub(crate) fn is_over(self) -> bool {
+        Instant::now() >= self.0
+    }
+}
+
+fn create_timer(
+    context: Context<'_>,
+    period_ms: i64,
+    callback: unsafe extern "C" fn(*mut raw::RedisModuleCtx, *mut c_void),
+) {
+    // SAFETY: we are on the main thread; the callback is static and takes no data.
+    unsafe { api!(RedisModule_CreateTimer(context.as_ptr(), period_ms, Some(callback), std::ptr::null_mut())) };
+}
+
+/// Makes sure that a slice comes soon.
+pub(crate) fn wake(context: Context<'_>) {
+    schedule(context, TICK_MS);
+}
+
+fn schedule(context: Context<'_>, period_ms: i64) {
+    let mut state = STATE.borrow_mut(context);
+    if !state.background.ticking {
+        state.background.ticking = true;
+        create_timer(context, period_ms, on_tick);
+    }
+}
+
+/// May this server write outside a client's command now?
+pub(crate) fn may_write(context: Context<'_>) -> bool {
+    let flags = context.flags();
+    !flags.is_replica() && !flags.is_loading() && !flags.is_out_of_memory() && !context.must_avoid_replica_traffic()
+}
+
+unsafe extern "C" fn on_tick(ctx: *mut raw::RedisModuleCtx, _data: *mut c_void) {
+    // SAFETY: the context is alive during the callback.
+    let context = unsafe { Context::new(ctx) };
+    context.select_store_db();
+    guarded(context, || {
+        STATE.borrow_mut(context).background.ticking = false;
+        if context.flags().is_replica() || context.flags().is_loading() {
+            // The sweep finds out when this changes.
+            replay::abort_all(context);
+            return;
+        }
+        if !may_write(context) {
+            schedule(context, WAITING_TICK_MS);
+        } else if slice(context) == Left::Work {
+            wake(context);
+        }
+    });
+}
+
+fn slice(context: Context<'_>) -> Left {
+    let budget = Duration::from_micros(config::SLICE_US.get_u64());
+    let deadline = Deadline(Instant::now() + budget);
+    decoder::collect(context);
+    let logs = STATE.borrow(context).logs();
+    let first = {
+        let mut state = STATE.borrow_mut(context);
+        state.background.turn = state.background.turn.wrapping_add(1);
+        state.background.turn
+    };
+    let mut left = Left::Nothing;
+    for i in 0..logs.len() {
+        let log = &logs[(first + i) % logs.len()];
+        if log.is_running() && consumer::slice(context, log, deadline) == Left::Work {
+            left = Left::Work;
+        }
+    }
+    for work in [replay::slice, drops::slice] {
+        if work(context, deadline) == Left::Work {
+            left = Left::Work;
+        }
+    }
+    left
+}
+
+unsafe extern "C" fn on_sweep(ctx: *mut raw::RedisModuleCtx, _data: *mut c_void) {
+    // SAFETY: the context is alive during the callback.
+    let context = unsafe { Context::new(ctx) };
+    context.select_store_db();
+    start_sweeping(context);
+    guarded(context, || {
+        if may_write(context) {
+            let logs = STATE.borrow(context).logs();
+            logs.iter().for_each(|log| consumer::sweep(context, log));
+            wake(context);
+        }
+    });
+}
+
+/// Begins the periodic look for streams that no event told of.
+pub(crate) fn start_sweeping(context: Context<'_>) {
+    create_timer(context, config::SWEEP_INTERVAL_MS.get(), on_sweep);
+}

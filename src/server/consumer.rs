@@ -1,0 +1,397 @@
+//! The consumer: turns the entries of a log into rows, on the primary.
+//!
+//! Entries flow stream -> decoding thread -> rows, in order. A slice applies what is decoded, moves the cursor, writes
+//! dead letters and trims; all of it is one replicated unit.
+
+use crate::server::api::{Context, Key, KeyType, LogLevel, Mode, Precision, ServerString};
+use crate::server::background::{self, Deadline, Left};
+use crate::server::config;
+use crate::server::decoder::{self, decode, Against, Decoded, Outcome};
+use crate::server::effects::{append_dead_letter, Effects};
+use crate::server::events::quietly;
+use crate::server::logs::{add, Log};
+use crate::server::publish::{self, flush_cursor, Logging, Publication};
+use crate::server::state::{words, Words, STATE};
+use crate::server::streams;
+use feature_store_core::codec::{DeadLetter, LogEffect};
+use feature_store_core::cursor::{trim_target, Cursor};
+use feature_store_core::definition::FeatureView;
+use feature_store_core::keys::row_key;
+use feature_store_core::log_entry::{DecodedEntry, RawEntry, ERROR, SOURCE_ID};
+use feature_store_core::stream_id::StreamId;
+use feature_store_core::{Code, Error, Result};
+use std::sync::Arc;
+
+/// Entries that go to the decoding thread together.
+const BATCH_ENTRIES: usize = 128;
+/// Entries and bytes of one log that are read ahead of the rows.
+const READ_AHEAD_ENTRIES_MAX: usize = 2_048;
+const READ_AHEAD_BYTES_MAX: usize = 8 << 20;
+
+/// A dead letter that was written, for its effect.
+struct Letter {
+    id: StreamId,
+    fields: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// A unit of consumption: gathers what happens until it is sealed.
+struct Unit<'a> {
+    context: Context<'a>,
+    words: &'a Words,
+    log: &'a Log,
+    now_ms: i64,
+    effects: Effects,
+    letters: Vec<Letter>,
+}
+
+impl<'a> Unit<'a> {
+    fn new(context: Context<'a>, words: &'a Words, log: &'a Log) -> Self {
+        Unit { context, words, log, now_ms: context.now_ms(), effects: Effects::default(), letters: Vec::new() }
+    }
+
+    /// Takes in one entry.
+    fn consume(&mut self, decoded: &Decoded, versions: &[Arc<FeatureView>]) {
+        let (log, entry) = (self.log, &decoded.entry);
+        match &decoded.outcome {
+            Outcome::Applied => {}
+            Outcome::Read(Err(error)) => self.bury_in_dead_letters(entry, error),
+            Outcome::Read(Ok(update)) => {
+                for (i, view) in versions.iter().enumerate() {
+                    if let Err(error) = self.materialize(entry.id, update, i, view) {
+                        self.bury_in_dead_letters(entry, &error);
+                    }
+                }
+            }
+        }
+        if !matches!(decoded.outcome, Outcome::Applied) {
+            add(&log.counters.consumed, 1);
+        }
+    }
+
+    /// Brings an entry into the row of one version.
+    fn materialize(&mut self, id: StreamId, entry: &DecodedEntry, i: usize, view: &FeatureView) -> Result<()> {
+        let update = entry.updates[i].as_ref().map_err(Clone::clone)?;
+        let (buried, prepared) = {
+            let state = STATE.borrow(self.context);
+            let buried = state.registry.view(view.name.as_bytes())?.is_buried(view.version, &entry.entity_id, id);
+            (buried, state.prepared_version(&view.name, view.version))
+        };
+        if buried {
+            add(&self.log.counters.buried, 1);
+            return Ok(());
+        }
+        let prepared = prepared.ok_or_else(|| {
+            Error::new(Code::NoView, format!("version {} of view '{}' is not registered", view.version, view.name))
+        })?;
+        let publication = Publication {
+            key: &ServerString::new(&row_key(&view.name, view.version, &entry.entity_id)),
+            entity_id: &entry.entity_id,
+            prepared: &prepared,
+            update,
+            event_time_ms: Some(entry.event_time_ms),
+            log: Logging::Off,
+        };
+        publish::apply(self.context, self.words, &publication, self.now_ms, &mut self.effects).map(|_| ())
+    }
+
+    fn bury_in_dead_letters(&mut self, entry: &RawEntry, error: &Error) {
+        let mut fields = entry.fields.clone();
+        fields.push((SOURCE_ID.as_bytes().to_vec(), entry.id.to_string().into_bytes()));
+        fields.push((ERROR.as_bytes().to_vec(), error.to_string().into_bytes()));
+        add(&self.log.counters.dead_letters, 1);
+        let name = &self.log.dead_letter_key;
+        let key = Key::open(self.context, name, Mode::Write);
+        let borrowed: Vec<(&[u8], &[u8])> = fields.iter().map(|(f, v)| (f.as_slice(), v.as_slice())).collect();
+        let written = matches!(key.key_type(), KeyType::Stream | KeyType::Empty)
+            .then(|| quietly(|| append_dead_letter(self.context, &key, name, &borrowed, None)))
+            .flatten();
+        match written {
+            Some(id) => self.letters.push(Letter { id, fields }),
+            None => self.context.log(
+                LogLevel::Warning,
+                &format!(
+                    "fs: entry {} of view '{}' has no place among the dead letters: {error}",
+                    entry.id, self.log.view
+                ),
+            ),
+        }
+    }
+
+    /// Moves the cursor, trims, and sends all of it as one unit.
+    fn seal(mut self) {
+        let (context, log) = (self.context, self.log);
+        let mut effect = LogEffect::default();
+        if !self.letters.is_empty() {
+            let key = Key::open(context, &log.dead_letter_key, Mode::Write);
+            effect.dead_letters_trimmed_to = quietly(|| {
+                streams::trim(context, &key, &log.dead_letter_key, log.maxlen.get(), Precision::Approximate)
+            });
+        }
+        effect.dead_letters = self
+            .letters
+            .iter()
+            .map(|l| DeadLetter { id: l.id, fields: l.fields.iter().map(|(f, v)| (&f[..], &v[..])).collect() })
+            .collect();
+        effect.trimmed_to = self.trim();
+        flush_cursor(context, log, effect, &mut self.effects);
+        self.effects.replicate(context);
+    }
+
+    fn trim(&self) -> Option<u64> {
+        let log = self.log;
+        let target = trim_target(log.maxlen.get(), log.pending.get(), config::LOG_HARD_CAP.get_u64());
+        if Key::open(self.context, &log.stream_key, Mode::Read).length() <= target {
+            return None;
+        }
+        // Opened for writing only when something goes: closing tells watchers.
+        let key = Key::open(self.context, &log.stream_key, Mode::Write);
+        quietly(|| streams::trim(self.context, &key, &log.stream_key, target, Precision::Approximate))
+    }
+}
+
+/// The versions that a log's entries are for.
+fn consuming_versions(context: Context<'_>, log: &Log) -> Arc<Vec<Arc<FeatureView>>> {
+    let state = STATE.borrow(context);
+    Arc::new(state.registry.view(log.view.as_bytes()).map(|v| v.consuming()).unwrap_or_default())
+}
+
+pub(crate) fn against(context: Context<'_>, versions: Arc<Vec<Arc<FeatureView>>>) -> Against {
+    Against { versions, now_ms: context.now_ms(), clock_skew_ms_max: config::CLOCK_SKEW_MS_MAX.get() }
+}
+
+fn count_lost(context: Context<'_>, log: &Log, lost: u64) {
+    if lost > 0 {
+        add(&log.counters.lost, lost);
+        context.log(
+            LogLevel::Warning,
+            &format!("fs: {lost} entries of view '{}' were removed from the log before they were consumed", log.view),
+        );
+    }
+}
+
+/// Finds out where the consumer stands, making its group where that is missing. `None`: there is no stream.
+fn locate(context: Context<'_>, log: &Log) -> Option<Cursor> {
+    if let Some(position) = log.position.get() {
+        return Some(position);
+    }
+    let facts = streams::facts(context, &log.stream_key);
+    log.pending.set(0);
+    let facts = facts?;
+    let group = streams::group_cursor(context, &log.stream_key);
+    log.flushed.set(group);
+    let mut cursor = group.unwrap_or_else(|| {
+        let stood = STATE.borrow(context).registry.view(log.view.as_bytes()).ok().and_then(|v| v.cursor);
+        stood.filter(|cursor| cursor.fits(&facts)).unwrap_or_else(|| Cursor::at_start(&facts))
+    });
+    count_lost(context, log, cursor.notice_removed(&facts));
+    log.position.set(Some(cursor));
+    log.pending.set(cursor.lag_entries(&facts));
+    if group.is_none() {
+        let mut effects = Effects::default();
+        flush_cursor(context, log, LogEffect::default(), &mut effects);
+        effects.replicate(context);
+    }
+    log.position.get()
+}
+
+/// Works on a log until the deadline.
+pub(crate) fn slice(context: Context<'_>, log: &Log, deadline: Deadline) -> Left {
+    if log.is_drained() {
+        return Left::Nothing;
+    }
+    if locate(context, log).is_none() {
+        return Left::Nothing;
+    }
+    let words = words(context);
+    let versions = consuming_versions(context, log);
+    apply_decoded(&mut Unit::new(context, &words, log), &versions, deadline);
+    read_ahead(context, log, &versions, deadline);
+    if log.in_flight.borrow().is_empty() {
+        settle(context, log);
+    }
+    if log.is_drained() {
+        Left::Nothing
+    } else {
+        Left::Work
+    }
+}
+
+/// Applies what the decoding thread has brought back, in order.
+fn apply_decoded(unit: &mut Unit<'_>, versions: &[Arc<FeatureView>], deadline: Deadline) {
+    let log = unit.log;
+    let epoch = log.epoch.get();
+    let mut consumed = 0;
+    // Each step takes its entry out of the queue and lets go of it: applying can fire events that look at the log.
+    while !deadline.is_over() && log.epoch.get() == epoch {
+        let next = {
+            let mut in_flight = log.in_flight.borrow_mut();
+            let Some(job) = in_flight.front_mut() else { break };
+            let Some(decoded) = job.decoded.as_mut() else { break };
+            match decoded.next() {
+                Some(next) => next,
+                None => {
+                    in_flight.pop_front();
+                    continue;
+                }
+            }
+        };
+        unit.consume(&next, versions);
+        step(log, next.entry.id);
+        consumed += 1;
+    }
+    if consumed > 0 {
+        let sealed = std::mem::replace(unit, Unit::new(unit.context, unit.words, log));
+        sealed.seal();
+    }
+}
+
+/// Moves the position past one entry.
+fn step(log: &Log, id: StreamId) {
+    if let Some(mut position) = log.position.get() {
+        position.advance(id, 1);
+        log.position.set(Some(position));
+    }
+    log.pending.set(log.pending.get().saturating_sub(1));
+}
+
+/// Gives the decoding thread as much as it may hold.
+fn read_ahead(context: Context<'_>, log: &Log, versions: &Arc<Vec<Arc<FeatureView>>>, deadline: Deadline) {
+    let Some(position) = log.position.get() else { return };
+    let (mut after, mut entries_ahead, mut bytes_ahead) = {
+        let in_flight = log.in_flight.borrow();
+        let ahead = in_flight.iter().fold((0, 0), |(n, size), job| (n + job.entries, size + job.size));
+        (in_flight.back().map_or(position.id, |job| job.end), ahead.0, ahead.1)
+    };
+    let against = against(context, Arc::clone(versions));
+    let mut first = true;
+    // At least one batch a slice, or a long row would keep the thread idle.
+    while (first || !deadline.is_over()) && entries_ahead < READ_AHEAD_ENTRIES_MAX && bytes_ahead < READ_AHEAD_BYTES_MAX
+    {
+        first = false;
+        let batch = read_batch(context, &log.stream_key, after, BATCH_ENTRIES);
+        let Some(last) = batch.last() else { break };
+        after = last.id;
+        let job = decoder::submit(&log.view, log.epoch.get(), batch, &against);
+        entries_ahead += job.entries;
+        bytes_ahead += job.size;
+        log.in_flight.borrow_mut().push_back(job);
+    }
+}
+
+/// Up to `count` entries after an id; fewer if they are large.
+pub(crate) fn read_batch(context: Context<'_>, stream: &ServerString, after: StreamId, count: usize) -> Vec<RawEntry> {
+    let key = Key::open(context, stream, Mode::Read);
+    let mut batch = Vec::with_capacity(count);
+    let mut size = 0;
+    key.stream_read(after, |id, fields| {
+        let entry = RawEntry { id, fields };
+        size += entry.size();
+        batch.push(entry);
+        batch.len() < count && size < READ_AHEAD_BYTES_MAX / 4
+    });
+    batch
+}
+
+/// When nothing is left to read: counts what was removed unread, and writes the cursor.
+fn settle(context: Context<'_>, log: &Log) {
+    let Some(mut position) = log.position.get() else { return };
+    let Some(facts) = streams::facts(context, &log.stream_key) else {
+        log.forget_position();
+        return;
+    };
+    if position.is_at_end(&facts) {
+        count_lost(context, log, position.settle(&facts));
+    } else {
+        count_lost(context, log, position.notice_removed(&facts));
+    }
+    log.position.set(Some(position));
+    log.pending.set(position.lag_entries(&facts));
+    flush(context, log);
+}
+
+/// Writes the position to the group if it is ahead of it.
+pub(crate) fn flush(context: Context<'_>, log: &Log) {
+    let mut effects = Effects::default();
+    flush_cursor(context, log, LogEffect::default(), &mut effects);
+    effects.replicate(context);
+}
+
+/// Looks whether the stream is where we left it. Entries, groups and whole streams can come without an event.
+pub(crate) fn sweep(context: Context<'_>, log: &Log) {
+    if !log.is_running() {
+        return;
+    }
+    if let Some(position) = log.position.get() {
+        let Some(facts) = streams::facts(context, &log.stream_key) else {
+            log.forget_position();
+            return;
+        };
+        let group = streams::group_cursor(context, &log.stream_key);
+        if group.map(|g| g.id) != log.flushed.get().map(|f| f.id) || !position.fits(&facts) {
+            log.forget_position();
+        } else if !position.is_at_end(&facts) {
+            log.pending.set(log.pending.get().max(position.lag_entries(&facts)).max(1));
+        } else {
+            flush(context, log);
+        }
+    }
+    let consumed = log.position.get().map(|p| p.id);
+    let is_replaying = STATE.borrow(context).background.replays.iter().any(|r| r.is_of(&log.view));
+    if let (Some(consumed), false) = (consumed, is_replaying) {
+        if let Ok(view) = STATE.borrow_mut(context).registry.view_mut(log.view.as_bytes()) {
+            view.forget_tombstones(consumed);
+        }
+    }
+    background::wake(context);
+}
+
+/// Consumes up to `count` entries in the running command. Answers how many, and the cursor.
+pub(crate) fn consume_now(context: Context<'_>, log: &Log, count: u64) -> (u64, Option<StreamId>) {
+    log.discard_in_flight();
+    let words = words(context);
+    let versions = consuming_versions(context, log);
+    let against = against(context, Arc::clone(&versions));
+    let mut consumed = 0;
+    while consumed < count {
+        let Some(position) = locate(context, log) else { return (consumed, None) };
+        let wanted = usize::try_from(count - consumed).unwrap_or(usize::MAX).min(BATCH_ENTRIES);
+        let batch = read_batch(context, &log.stream_key, position.id, wanted);
+        if batch.is_empty() {
+            settle(context, log);
+            break;
+        }
+        let mut unit = Unit::new(context, &words, log);
+        for entry in batch {
+            let decoded = decode(entry, &against);
+            unit.consume(&decoded, &versions);
+            step(log, decoded.entry.id);
+            consumed += 1;
+        }
+        unit.seal();
+    }
+    // What is left is the background's, unless it was stopped.
+    if log.is_running() {
+        background::wake(context);
+    }
+    (consumed, log.position.get().map(|p| p.id))
+}
+
+/// How many entries lie ahead of the consumer, and how old the first is, milliseconds. `None`: nobody consumes.
+pub(crate) fn lag(context: Context<'_>, log: &Log) -> Option<(u64, u64)> {
+    if !log.consumes.get() {
+        return None;
+    }
+    let Some(facts) = streams::facts(context, &log.stream_key) else { return Some((0, 0)) };
+    let position = log
+        .position
+        .get()
+        .or_else(|| streams::group_cursor(context, &log.stream_key))
+        .unwrap_or_else(|| Cursor::at_start(&facts));
+    if position.is_at_end(&facts) {
+        return Some((0, 0));
+    }
+    let next = read_batch(context, &log.stream_key, position.id, 1);
+    let now_ms = u64::try_from(context.now_ms()).unwrap_or(0);
+    let waited_ms = next.first().map_or(0, |entry| now_ms.saturating_sub(entry.id.ms));
+    Some((position.lag_entries(&facts), waited_ms))
+}

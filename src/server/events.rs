@@ -1,0 +1,165 @@
+//! What the server tells us: keyspace events of logs, and events of the server's life.
+
+use crate::server::api::{api, string_bytes, Context, LogLevel};
+use crate::server::background;
+use crate::server::command::guarded;
+use crate::server::logs::add;
+use crate::server::state::STATE;
+use crate::server::streams;
+use redis_module::raw;
+use std::ffi::{c_char, c_int, c_void, CStr};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// How deep we are inside writes of our own: their events are no news.
+static OWN_WRITES: AtomicU32 = AtomicU32::new(0);
+
+/// Runs writes whose keyspace events must not wake the consumer.
+pub(crate) fn quietly<T>(writes: impl FnOnce() -> T) -> T {
+    struct Leave;
+    impl Drop for Leave {
+        fn drop(&mut self) {
+            OWN_WRITES.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+    OWN_WRITES.fetch_add(1, Ordering::Relaxed);
+    let _leave = Leave;
+    writes()
+}
+
+unsafe extern "C" fn on_keyspace_event(
+    ctx: *mut raw::RedisModuleCtx,
+    _class: c_int,
+    event: *const c_char,
+    key: *mut raw::RedisModuleString,
+) -> c_int {
+    if OWN_WRITES.load(Ordering::Relaxed) == 0 {
+        // SAFETY: context, event and key are alive during the callback.
+        let (context, event, key) = unsafe { (Context::new(ctx), CStr::from_ptr(event), string_bytes(key)) };
+        // Most keys of a server are no logs: they cost this comparison.
+        if let Some(view) = streams::view_of(key) {
+            guarded(context, || log_changed(context, view, event));
+        }
+    }
+    raw::REDISMODULE_OK as c_int
+}
+
+/// Somebody else changed a key that has a log's name.
+fn log_changed(context: Context<'_>, view: &str, event: &CStr) {
+    if context.selected_db() != 0 {
+        return;
+    }
+    let Some(log) = STATE.borrow(context).log_of(view) else { return };
+    match event.to_bytes() {
+        b"xadd" => add(&log.pending, 1),
+        // Neither moves the cursor nor adds entries; what is removed unread shows when the end is reached.
+        b"xdel" | b"xtrim" | b"xgroup-createconsumer" | b"xgroup-delconsumer" | b"xsetid" => {}
+        // Another stream may stand there now, or the group was made, moved or destroyed.
+        _ => log.forget_position(),
+    }
+    if log.is_running() {
+        background::wake(context);
+    }
+}
+
+unsafe extern "C" fn on_server_event(
+    ctx: *mut raw::RedisModuleCtx,
+    event: raw::RedisModuleEvent,
+    subevent: u64,
+    _data: *mut c_void,
+) {
+    // SAFETY: the context is alive during the callback.
+    let context = unsafe { Context::new(ctx) };
+    guarded(context, || match event.id {
+        raw::REDISMODULE_EVENT_LOADING => loading(context, subevent),
+        raw::REDISMODULE_EVENT_FLUSHDB if subevent == raw::REDISMODULE_SUBEVENT_FLUSHDB_END => {
+            keyspace_replaced(context)
+        }
+        raw::REDISMODULE_EVENT_SWAPDB => keyspace_replaced(context),
+        raw::REDISMODULE_EVENT_REPLICATION_ROLE_CHANGED => role_changed(context),
+        _ => {}
+    });
+}
+
+/// A load replaces the definitions: at once from our own files, only on success from a primary.
+fn loading(context: Context<'_>, subevent: u64) {
+    match subevent {
+        raw::REDISMODULE_SUBEVENT_LOADING_REPL_START => {
+            let mut state = STATE.borrow_mut(context);
+            state.resyncing = true;
+            state.arriving = None;
+        }
+        // What the file holds is all there is. An RDB without definitions leaves none behind; an AOF tells them again.
+        raw::REDISMODULE_SUBEVENT_LOADING_RDB_START | raw::REDISMODULE_SUBEVENT_LOADING_AOF_START => {
+            STATE.borrow_mut(context).replace_registry(Default::default());
+        }
+        raw::REDISMODULE_SUBEVENT_LOADING_ENDED => {
+            let mut state = STATE.borrow_mut(context);
+            if std::mem::take(&mut state.resyncing) {
+                let arrived = state.arriving.take().unwrap_or_default();
+                state.replace_registry(arrived);
+            }
+            drop(state);
+            forget_positions(context);
+            background::wake(context);
+        }
+        raw::REDISMODULE_SUBEVENT_LOADING_FAILED => {
+            let mut state = STATE.borrow_mut(context);
+            if std::mem::take(&mut state.resyncing) {
+                state.arriving = None;
+                context.log(LogLevel::Warning, "fs: the load failed, the definitions stay as they were");
+            }
+        }
+        _ => {}
+    }
+}
+
+fn forget_positions(context: Context<'_>) {
+    let logs = STATE.borrow(context).logs();
+    logs.iter().for_each(|log| log.forget_position());
+}
+
+/// FLUSHALL, FLUSHDB, SWAPDB: definitions stay, as functions do; where consumers stood means nothing any more.
+fn keyspace_replaced(context: Context<'_>) {
+    forget_positions(context);
+    let mut state = STATE.borrow_mut(context);
+    for (_, view) in state.registry.views_mut() {
+        view.cursor = None;
+        view.forget_all_tombstones();
+    }
+}
+
+fn role_changed(context: Context<'_>) {
+    forget_positions(context);
+    background::wake(context);
+}
+
+/// Subscribes to all of it. Call once, while the module loads.
+pub(crate) fn subscribe(context: Context<'_>) -> Result<(), &'static str> {
+    let classes = raw::REDISMODULE_NOTIFY_STREAM
+        | raw::REDISMODULE_NOTIFY_GENERIC
+        | raw::REDISMODULE_NOTIFY_EXPIRED
+        | raw::REDISMODULE_NOTIFY_EVICTED
+        | raw::REDISMODULE_NOTIFY_STRING;
+    // SAFETY: the callback has the signature that the API asks for and catches panics.
+    let status = unsafe {
+        api!(RedisModule_SubscribeToKeyspaceEvents(context.as_ptr(), classes as c_int, Some(on_keyspace_event)))
+    };
+    if status != raw::REDISMODULE_OK as c_int {
+        return Err("keyspace events could not be subscribed to");
+    }
+    for id in [
+        raw::REDISMODULE_EVENT_LOADING,
+        raw::REDISMODULE_EVENT_FLUSHDB,
+        raw::REDISMODULE_EVENT_SWAPDB,
+        raw::REDISMODULE_EVENT_REPLICATION_ROLE_CHANGED,
+    ] {
+        let event = raw::RedisModuleEvent { id, dataver: 1 };
+        // SAFETY: as above.
+        let status =
+            unsafe { api!(RedisModule_SubscribeToServerEvent(context.as_ptr(), event, Some(on_server_event))) };
+        if status != raw::REDISMODULE_OK as c_int {
+            return Err("an event of the server could not be subscribed to");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,76 @@
+//! Figures: `INFO fs`, and what FS.INFO tells.
+
+use crate::server::api::{api, Context};
+use crate::server::logs::LogCounters;
+use crate::server::state::{State, STATE};
+use redis_module::raw;
+use std::cell::Cell;
+use std::ffi::{c_int, CStr};
+use std::panic::{catch_unwind, AssertUnwindSafe};
+
+/// A figure of the whole module, with its name.
+pub(crate) type Figure = (&'static CStr, u64);
+
+/// All figures of the whole module, in the order in which they are told.
+pub(crate) fn figures(state: &State) -> Vec<Figure> {
+    let logs = state.logs();
+    let sum = |counter: fn(&LogCounters) -> &Cell<u64>| logs.iter().map(|l| counter(&l.counters).get()).sum();
+    let views = state.registry.views().count() as u64;
+    let versions = state.registry.views().map(|(_, v)| v.versions.len() as u64).sum();
+    let tombstones = state.registry.views().map(|(_, v)| v.tombstones() as u64).sum();
+    let read_ahead = logs.iter().flat_map(|l| l.in_flight.borrow().iter().map(|j| j.size as u64).collect::<Vec<_>>());
+    vec![
+        (c"views", views),
+        (c"versions", versions),
+        (c"rows_served", state.counters.rows_served),
+        (c"published", sum(|c| &c.published)),
+        (c"consumed", sum(|c| &c.consumed)),
+        (c"lag_entries", logs.iter().filter(|l| l.consumes.get()).map(|l| l.pending.get()).sum()),
+        (c"superseded", sum(|c| &c.superseded)),
+        (c"expired_on_arrival", sum(|c| &c.expired_on_arrival)),
+        (c"dead_letters", sum(|c| &c.dead_letters)),
+        (c"lost_entries", sum(|c| &c.lost)),
+        (c"invalid_values", sum(|c| &c.invalid_values) + state.counters.invalid_values),
+        (c"extra_fields_dropped", sum(|c| &c.extra_dropped)),
+        (c"tombstones", tombstones),
+        (c"read_ahead_bytes", read_ahead.sum()),
+        (c"replays", state.background.replays.len() as u64),
+        (c"dropping", state.registry.drops.len() as u64),
+        (c"panics", state.counters.panics),
+    ]
+}
+
+unsafe extern "C" fn on_info(info: *mut raw::RedisModuleInfoCtx, for_crash_report: c_int) {
+    if for_crash_report != 0 {
+        // State may be in the middle of a change; a crash report asks for nothing that could fail again.
+        return;
+    }
+    let _ = catch_unwind(AssertUnwindSafe(|| {
+        // SAFETY: the server asks on the main thread; a detached context only serves as the proof of that.
+        let figures = unsafe {
+            let detached = api!(RedisModule_GetThreadSafeContext(std::ptr::null_mut()));
+            let figures = figures(&STATE.borrow(Context::new(detached)));
+            api!(RedisModule_FreeThreadSafeContext(detached));
+            figures
+        };
+        // SAFETY: `info` is alive during the callback; the names end in NUL.
+        unsafe {
+            if api!(RedisModule_InfoAddSection(info, c"stats".as_ptr())) != raw::REDISMODULE_OK as c_int {
+                return;
+            }
+            for (name, value) in figures {
+                api!(RedisModule_InfoAddFieldULongLong(info, name.as_ptr(), value));
+            }
+        }
+    }));
+}
+
+/// Registers the section of INFO. Call while the module loads.
+pub(crate) fn register(context: Context<'_>) -> Result<(), &'static str> {
+    // SAFETY: the callback has the API's signature and catches panics.
+    match unsafe { api!(RedisModule_RegisterInfoFunc(context.as_ptr(), Some(on_info))) } == raw::REDISMODULE_OK as c_int
+    {
+        true => Ok(()),
+        false => Err("the section of INFO could not be registered"),
+    }
+}

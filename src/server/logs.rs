@@ -1,0 +1,107 @@
+//! What the module knows of a view's log between two looks at the stream.
+
+use crate::server::api::ServerString;
+use crate::server::decoder::Job;
+use feature_store_core::cursor::Cursor;
+use feature_store_core::registry::View;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+
+/// A log: its keys, where its consumer stands, and its figures. Only the main thread touches it.
+pub(crate) struct Log {
+    /// The view's name.
+    pub(crate) view: String,
+    /// The view's name as a string of the server.
+    pub(crate) view_name: ServerString,
+    /// Key of the stream.
+    pub(crate) stream_key: ServerString,
+    /// Key of the dead letters.
+    pub(crate) dead_letter_key: ServerString,
+    /// About how many entries are kept.
+    pub(crate) maxlen: Cell<u64>,
+    /// Does any version consume plain XADDs?
+    pub(crate) consumes: Cell<bool>,
+    /// FS.CONSUMER STOP is in force.
+    pub(crate) stopped: Cell<bool>,
+    /// Where the consumer stands. `None`: to be found out from the stream's group.
+    pub(crate) position: Cell<Option<Cursor>>,
+    /// The cursor as the group `fs` has it.
+    pub(crate) flushed: Cell<Option<Cursor>>,
+    /// At most this many entries lie ahead of `position`; exact when 0.
+    pub(crate) pending: Cell<u64>,
+    /// Batches read from the stream, in order: with the decoder, or back and decoded.
+    pub(crate) in_flight: RefCell<VecDeque<Job>>,
+    /// The first batch that is not back yet has this number; a stale batch that returns is dropped.
+    pub(crate) epoch: Cell<u64>,
+    /// Figures since the start.
+    pub(crate) counters: LogCounters,
+}
+
+/// Figures of one view since the start.
+#[derive(Default)]
+pub(crate) struct LogCounters {
+    pub(crate) published: Cell<u64>,
+    pub(crate) consumed: Cell<u64>,
+    pub(crate) superseded: Cell<u64>,
+    pub(crate) expired_on_arrival: Cell<u64>,
+    pub(crate) extra_dropped: Cell<u64>,
+    pub(crate) dead_letters: Cell<u64>,
+    pub(crate) lost: Cell<u64>,
+    pub(crate) invalid_values: Cell<u64>,
+    pub(crate) buried: Cell<u64>,
+}
+
+/// Adds to a figure.
+pub(crate) fn add(counter: &Cell<u64>, n: u64) {
+    counter.set(counter.get().saturating_add(n));
+}
+
+impl Log {
+    pub(crate) fn new(view: &str, stream_key: ServerString, dead_letter_key: ServerString) -> Self {
+        Log {
+            view: view.to_owned(),
+            view_name: ServerString::new(view.as_bytes()),
+            stream_key,
+            dead_letter_key,
+            maxlen: Cell::new(1),
+            consumes: Cell::new(false),
+            stopped: Cell::new(false),
+            position: Cell::new(None),
+            flushed: Cell::new(None),
+            pending: Cell::new(0),
+            in_flight: RefCell::new(VecDeque::new()),
+            epoch: Cell::new(0),
+            counters: LogCounters::default(),
+        }
+    }
+
+    /// Takes over what a definition says. What was decoded under the old one is decoded again.
+    pub(crate) fn redefine(&self, view: &View) {
+        self.maxlen.set(view.maxlen());
+        self.stopped.set(view.stopped);
+        self.consumes.set(view.versions.values().any(|v| v.consumer));
+        self.discard_in_flight();
+    }
+
+    /// True when the background consumer works on this log.
+    pub(crate) fn is_running(&self) -> bool {
+        self.consumes.get() && !self.stopped.get()
+    }
+
+    /// Forgets where the consumer stands: the stream may be another one now.
+    pub(crate) fn forget_position(&self) {
+        self.position.set(None);
+        self.discard_in_flight();
+    }
+
+    /// Drops what was read ahead; it will be read again.
+    pub(crate) fn discard_in_flight(&self) {
+        self.epoch.set(self.epoch.get() + 1);
+        self.in_flight.borrow_mut().clear();
+    }
+
+    /// True when everything in the log is known to be consumed.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.position.get().is_some() && self.pending.get() == 0
+    }
+}

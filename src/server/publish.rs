@@ -1,0 +1,181 @@
+//! Applying an update on the primary: log, row and expiry in one unit.
+
+use crate::server::api::{Context, Key, KeyType, Mode, Precision, ServerString};
+use crate::server::config;
+use crate::server::effects::{append_publish, Effects, PublishEntry};
+use crate::server::events::quietly;
+use crate::server::logs::{add, Log};
+use crate::server::rows::{self, RowToChange};
+use crate::server::state::{PreparedView, Words, STATE};
+use crate::server::streams;
+use feature_store_core::codec::{Append, Effect, Expiry, FieldEffect, LogEffect, RowChange, RowEffect};
+use feature_store_core::cursor::{trim_target, Cursor};
+use feature_store_core::error::shown;
+use feature_store_core::materialize::{is_expired_on_arrival, plan, unstamped_time};
+use feature_store_core::stream_id::StreamId;
+use feature_store_core::update::Update;
+use feature_store_core::value::JsonKind;
+use feature_store_core::{Code, Error, Result};
+
+/// The cursor is written to the group at the latest after this many entries that FS.PUBLISH applied itself.
+const UNFLUSHED_ENTRIES_MAX: u64 = 1_000;
+
+/// An update on its way into a row.
+pub(crate) struct Publication<'a> {
+    /// The row's key.
+    pub(crate) key: &'a ServerString,
+    /// The entity's id, as the key has it.
+    pub(crate) entity_id: &'a [u8],
+    /// The view's version that the key names.
+    pub(crate) prepared: &'a PreparedView,
+    /// What changes.
+    pub(crate) update: &'a Update,
+    /// The event time; `None`: now, or later if that is what takes effect.
+    pub(crate) event_time_ms: Option<i64>,
+    /// Is an entry appended to the log, and with which event id?
+    pub(crate) log: Logging<'a>,
+}
+
+/// Is an entry appended to the log?
+#[derive(Clone, Copy)]
+pub(crate) enum Logging<'a> {
+    /// No: NOLOG, LOG OFF, or the update comes from the log.
+    Off,
+    /// Yes, with the event's id if there is one.
+    On(Option<&'a [u8]>),
+}
+
+fn wrong_log(log: &Log) -> Error {
+    Error::new(Code::WrongType, format!("key '{}' does not hold a stream", shown(log.stream_key.bytes())))
+}
+
+/// Refuses when the log's key holds something that is no stream.
+pub(crate) fn check_log(context: Context<'_>, log: &Log) -> Result<()> {
+    match Key::open(context, &log.stream_key, Mode::Read).key_type() {
+        KeyType::Stream | KeyType::Empty => Ok(()),
+        KeyType::Hash | KeyType::Other => Err(wrong_log(log)),
+    }
+}
+
+/// Applies an update. An error means that nothing was changed. Answers the id of the log's entry.
+pub(crate) fn apply(
+    context: Context<'_>,
+    words: &Words,
+    publication: &Publication<'_>,
+    now_ms: i64,
+    effects: &mut Effects,
+) -> Result<Option<StreamId>> {
+    let Publication { key, entity_id, prepared, update, event_time_ms, log: logging } = publication;
+    let (view, log) = (&prepared.view, &prepared.log);
+    add(&log.counters.extra_dropped, update.extra_dropped);
+    if update.is_empty() {
+        return Ok(None);
+    }
+    let mut row = RowToChange::open(context, words, key, prepared)?;
+    let times = row.times.clone();
+    let event_time_ms = event_time_ms.unwrap_or_else(|| unstamped_time(&times, &mut row, update, now_ms));
+    let is_expired = is_expired_on_arrival(view, event_time_ms, now_ms);
+    let planned = if is_expired { None } else { plan(view, &times, &mut row, update, event_time_ms) };
+
+    let fields = update.changes().iter().enumerate().map(|(i, change)| {
+        let feature = &view.features()[change.feature];
+        FieldEffect {
+            name: &feature.name,
+            kind: JsonKind::from(feature.ty),
+            field: update.field(change),
+            applied: !feature.input && planned.as_ref().is_some_and(|p| p.applied[i]),
+        }
+    });
+    let mut effect = RowEffect { event_time_ms, fields: fields.collect(), log: None, row: None };
+
+    // The log comes first: it is the only step that can still fail.
+    let mut id = None;
+    if let Logging::On(event_id) = *logging {
+        let stream = Key::open(context, &log.stream_key, Mode::Write);
+        if !matches!(stream.key_type(), KeyType::Stream | KeyType::Empty) {
+            return Err(wrong_log(log));
+        }
+        let entry = PublishEntry { entity_id, view_name: &log.view_name, effect: &effect, event_id, id: None };
+        let appended = quietly(|| append_publish(context, &stream, &log.stream_key, &entry));
+        let appended =
+            appended.ok_or_else(|| Error::syntax(format!("the log of view '{}' takes no more entries", view.name)))?;
+        let trimmed_to = after_append(context, log, &stream, appended);
+        effect.log = Some(Append { id: appended, event_id, trimmed_to });
+        id = Some(appended);
+    }
+
+    if is_expired {
+        add(&log.counters.expired_on_arrival, 1);
+    } else if effect.fields.iter().zip(update.changes()).any(|(f, c)| !f.applied && !view.features()[c.feature].input) {
+        add(&log.counters.superseded, 1);
+    }
+    if let Some(plan) = planned {
+        let expiry = match (plan.updated_at_ms, view.ttl_ms) {
+            (Some(newest), Some(ttl)) => Expiry::At(newest.saturating_add(ttl)),
+            (_, None) if view.ttl_was_removed && row.key().expires_at_ms().is_some() => Expiry::Remove,
+            _ => Expiry::Keep,
+        };
+        let change =
+            RowChange { names_view: row.is_unnamed(), updated_at_ms: plan.updated_at_ms, times: plan.times, expiry };
+        let applied = update.changes().iter().zip(&effect.fields).filter(|(_, f)| f.applied);
+        let named = applied.map(|(c, f)| (&prepared.names[c.feature], f.field));
+        quietly(|| rows::write(context, words, row.key(), key, &log.view_name, &change, named));
+        effect.row = Some(change);
+    }
+    if effect.log.is_some() || effect.row.is_some() {
+        effects.push(key, &Effect::Row(effect));
+    }
+    if id.is_some() {
+        flush_if_due(context, log, effects);
+    }
+    Ok(id)
+}
+
+/// Writes the position to the group every so often: trimming must never pass the cursor that a restart would find.
+fn flush_if_due(context: Context<'_>, log: &Log, effects: &mut Effects) {
+    let read = |cursor: Option<Cursor>| cursor.and_then(|c| c.entries_read).unwrap_or(0);
+    let unflushed = read(log.position.get()).saturating_sub(read(log.flushed.get()));
+    if unflushed >= UNFLUSHED_ENTRIES_MAX.min(log.maxlen.get() / 2).max(1) {
+        flush_cursor(context, log, LogEffect::default(), effects);
+    }
+}
+
+/// Keeps the position with entries that are applied already, and trims. Answers the exact length if entries went.
+fn after_append(context: Context<'_>, log: &Log, stream: &Key<'_>, appended: StreamId) -> Option<u64> {
+    let mut unconsumed = 0;
+    if log.consumes.get() {
+        let Some(mut position) = log.position.get() else {
+            // Nothing is trimmed before the consumer has looked at the stream, which it does next.
+            crate::server::background::wake(context);
+            return None;
+        };
+        if log.is_drained() {
+            position.advance(appended, 1);
+            log.position.set(Some(position));
+        } else {
+            add(&log.pending, 1);
+        }
+        unconsumed = log.pending.get();
+    }
+    let target = trim_target(log.maxlen.get(), unconsumed, config::LOG_HARD_CAP.get_u64());
+    quietly(|| streams::trim(context, stream, &log.stream_key, target, Precision::Approximate))
+}
+
+/// Writes the consumer's position to the group `fs`, with whatever else happened to the log.
+pub(crate) fn flush_cursor(context: Context<'_>, log: &Log, mut effect: LogEffect<'_>, effects: &mut Effects) {
+    if let Some(position) = log.position.get().filter(|p| log.flushed.get() != Some(*p)) {
+        if quietly(|| streams::move_group_cursor(context, &log.stream_key, &position)) {
+            log.flushed.set(Some(position));
+            effect.cursor = Some(position);
+            if let Ok(view) = STATE.borrow_mut(context).registry.view_mut(log.view.as_bytes()) {
+                view.cursor = Some(position);
+            }
+        } else {
+            // The stream is gone.
+            log.forget_position();
+        }
+    }
+    if effect != LogEffect::default() {
+        effects.push(&log.stream_key, &Effect::Log(effect));
+    }
+}

@@ -1,0 +1,177 @@
+//! The one static: everything that the module holds in memory.
+
+use crate::server::api::{Context, ServerString};
+use crate::server::background::Background;
+use crate::server::logs::Log;
+use feature_store_core::definition::FeatureView;
+use feature_store_core::keys::{dead_letter_key, stream_key, RowKey, FEATURE_VIEW, TIMES, UPDATED_AT};
+use feature_store_core::log_entry::{APPLIED, ENTITY_ID, EVENT_ID, FEATURES, FEATURE_VIEW as ENTRY_VIEW, TIMESTAMP};
+use feature_store_core::registry::Registry;
+use feature_store_core::{Code, Error, Result};
+use lazy_static::lazy_static;
+use std::cell::{Ref, RefCell, RefMut};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// A value that only the main thread touches.
+pub(crate) struct MainThread<T>(RefCell<T>);
+
+// SAFETY: every access asks for a `Context`, which exists only on the main thread (or under its lock) and is not Send.
+unsafe impl<T> Sync for MainThread<T> {}
+// SAFETY: as above; the value is made by whoever comes first and never moves.
+unsafe impl<T> Send for MainThread<T> {}
+
+impl<T> MainThread<T> {
+    pub(crate) fn new(value: T) -> Self {
+        MainThread(RefCell::new(value))
+    }
+
+    /// To look. Hold it for a statement, never across a call that can fire a keyspace event.
+    pub(crate) fn borrow(&self, _proof: Context<'_>) -> Ref<'_, T> {
+        self.0.borrow()
+    }
+
+    /// To change. The same rule.
+    pub(crate) fn borrow_mut(&self, _proof: Context<'_>) -> RefMut<'_, T> {
+        self.0.borrow_mut()
+    }
+}
+
+lazy_static! {
+    /// All state of the module.
+    pub(crate) static ref STATE: MainThread<State> = MainThread::new(State::default());
+}
+
+/// All state of the module.
+#[derive(Default)]
+pub(crate) struct State {
+    /// The definitions, and what must outlive a restart.
+    pub(crate) registry: Registry,
+    /// What a full resync brings, until the load has succeeded.
+    pub(crate) arriving: Option<Registry>,
+    /// A load from the primary is under way.
+    pub(crate) resyncing: bool,
+    /// The registry prepared for the hot path.
+    prepared: HashMap<String, Prepared>,
+    /// Consumers, replays, deletions.
+    pub(crate) background: Background,
+    /// Figures since the start.
+    pub(crate) counters: Counters,
+}
+
+/// Figures of all views since the start.
+#[derive(Default)]
+pub(crate) struct Counters {
+    /// Rows given to readers.
+    pub(crate) rows_served: u64,
+    /// Stored fields that were not of their type.
+    pub(crate) invalid_values: u64,
+    /// Panics caught at the C boundary.
+    pub(crate) panics: u64,
+}
+
+struct Prepared {
+    versions: Vec<(u32, Rc<PreparedView>)>,
+    log: Rc<Log>,
+}
+
+/// A version of a view with its names as strings of the server.
+pub(crate) struct PreparedView {
+    /// The definition.
+    pub(crate) view: Arc<FeatureView>,
+    /// The features' names, in the schema's order.
+    pub(crate) names: Vec<ServerString>,
+    /// The log that all versions share.
+    pub(crate) log: Rc<Log>,
+}
+
+/// Words that rows and log entries are made of.
+pub(crate) struct Words {
+    pub(crate) updated_at: ServerString,
+    pub(crate) feature_view: ServerString,
+    pub(crate) times: ServerString,
+    pub(crate) entity_id: ServerString,
+    pub(crate) features: ServerString,
+    pub(crate) timestamp: ServerString,
+    pub(crate) entry_view: ServerString,
+    pub(crate) applied: ServerString,
+    pub(crate) event_id: ServerString,
+    pub(crate) one: ServerString,
+}
+
+lazy_static! {
+    static ref WORDS: MainThread<Rc<Words>> = MainThread::new(Rc::new(Words {
+        updated_at: ServerString::new(UPDATED_AT.as_bytes()),
+        feature_view: ServerString::new(FEATURE_VIEW.as_bytes()),
+        times: ServerString::new(TIMES.as_bytes()),
+        entity_id: ServerString::new(ENTITY_ID.as_bytes()),
+        features: ServerString::new(FEATURES.as_bytes()),
+        timestamp: ServerString::new(TIMESTAMP.as_bytes()),
+        entry_view: ServerString::new(ENTRY_VIEW.as_bytes()),
+        applied: ServerString::new(APPLIED.as_bytes()),
+        event_id: ServerString::new(EVENT_ID.as_bytes()),
+        one: ServerString::new(b"1"),
+    }));
+}
+
+/// The words, shared.
+pub(crate) fn words(context: Context<'_>) -> Rc<Words> {
+    Rc::clone(&WORDS.borrow(context))
+}
+
+impl State {
+    /// Prepares the hot path anew after the registry changed. Logs keep what they know.
+    pub(crate) fn prepare(&mut self) {
+        let mut logs: HashMap<String, Rc<Log>> =
+            self.prepared.drain().map(|(name, prepared)| (name, prepared.log)).collect();
+        for (name, view) in self.registry.views() {
+            let log = logs.remove(name).unwrap_or_else(|| {
+                Rc::new(Log::new(
+                    name,
+                    ServerString::new(stream_key(name).as_bytes()),
+                    ServerString::new(dead_letter_key(name).as_bytes()),
+                ))
+            });
+            log.redefine(view);
+            let versions = view
+                .versions
+                .iter()
+                .map(|(version, view)| {
+                    let names = view.features().iter().map(|f| ServerString::new(f.name.as_bytes())).collect();
+                    (*version, Rc::new(PreparedView { view: Arc::clone(view), names, log: Rc::clone(&log) }))
+                })
+                .collect();
+            self.prepared.insert(name.clone(), Prepared { versions, log });
+        }
+    }
+
+    /// The view that a row's key names.
+    pub(crate) fn view_of(&self, key: &RowKey<'_>) -> Result<Rc<PreparedView>> {
+        let prepared = self.prepared.get(key.view);
+        match prepared.and_then(|p| p.versions.iter().find(|(version, _)| *version == key.version)) {
+            Some((_, view)) => Ok(Rc::clone(view)),
+            None if prepared.is_some() => Err(Error::new(
+                Code::NoView,
+                format!("version {} of view '{}' is not registered", key.version, key.view),
+            )),
+            None => Err(Error::new(Code::NoView, format!("view '{}' is not registered", key.view))),
+        }
+    }
+
+    /// The log of a view.
+    pub(crate) fn log_of(&self, view: &str) -> Option<Rc<Log>> {
+        self.prepared.get(view).map(|p| Rc::clone(&p.log))
+    }
+
+    /// The prepared form of a version.
+    pub(crate) fn prepared_version(&self, view: &str, version: u32) -> Option<Rc<PreparedView>> {
+        let prepared = self.prepared.get(view)?;
+        prepared.versions.iter().find(|(v, _)| *v == version).map(|(_, view)| Rc::clone(view))
+    }
+
+    /// All logs.
+    pub(crate) fn logs(&self) -> Vec<Rc<Log>> {
+        self.prepared.values().map(|p| Rc::clone(&p.log)).collect()
+    }
+}
