@@ -37,7 +37,7 @@ impl Command for Del {
         for place in 1..=count {
             let (_, prepared) = call.row(place)?;
             let name = call.string(place);
-            check_row(context, &name)?;
+            check_row(context, name)?;
             rows.push((name, prepared));
         }
         let mut effects = Effects::default();

@@ -100,8 +100,9 @@ fn reply_feature(context: Context<'_>, protocol: Protocol, feature: &Feature) {
     value("min", feature.min.as_ref());
     value("max", feature.max.as_ref());
     context.reply_text("values");
-    context.reply_array(feature.values.len());
-    feature.values.iter().for_each(|v| context.reply_text(v));
+    let values = feature.values.as_slice();
+    context.reply_array(values.len());
+    values.iter().for_each(|v| context.reply_text(v));
     context.reply_text("input");
     context.reply_bool(feature.input);
     context.reply_text("description");

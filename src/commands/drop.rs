@@ -47,7 +47,7 @@ impl Command for Drop {
                 None => STATE.borrow(context).registry.view(view)?.versions.keys().copied().collect(),
             };
             for version in versions {
-                caller.require_prefix(context, &row_prefix(&definition.name, version), Access::Update)?;
+                caller.require_prefix(context, &row_prefix(&definition.name, version))?;
             }
             for key in [stream_key(&definition.name), dead_letter_key(&definition.name)] {
                 caller.require(context, &ServerString::new(key.as_bytes()), Access::Update)?;

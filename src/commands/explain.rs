@@ -4,7 +4,7 @@ use super::{FIRST, KEY};
 use crate::server::api::{Context, Key, Mode};
 use crate::server::command::{Call, Command, KeyAccess, Keys, Spec};
 use crate::server::reply::Protocol;
-use crate::server::rows::{RowImage, Times};
+use crate::server::rows::{Rows, Times};
 use crate::server::state::{words, PreparedView};
 use feature_store_core::error::shown;
 use feature_store_core::feature_type::FeatureType;
@@ -38,8 +38,9 @@ impl Command for Explain {
         let (_, prepared) = call.row(1)?;
         let name = call.string(1);
         let features: Vec<usize> = prepared.view.served().collect();
-        let row = RowImage::read(context, &words(context), &name, &prepared, &features, Times::Always)?;
-        let expires_at_ms = Key::open(context, &name, Mode::Read).expires_at_ms();
+        let mut rows = Rows::new(&prepared, &features, Times::Always);
+        rows.read(context, &words(context), name)?;
+        let expires_at_ms = Key::open(context, name, Mode::Read).expires_at_ms();
         let (protocol, now_ms) = (context.protocol(), context.now_ms());
         context.reply_map(7);
         context.reply_text("key");
@@ -49,15 +50,15 @@ impl Command for Explain {
         context.reply_text("version");
         context.reply_integer(i64::from(prepared.view.version));
         context.reply_text("exists");
-        context.reply_bool(row.exists);
+        context.reply_bool(rows.exists(0));
         context.reply_text("event_time_ms");
-        context.reply_optional_integer(row.times().updated_at_ms);
+        context.reply_optional_integer(rows.times(0).updated_at_ms);
         context.reply_text("expires_in_ms");
         context.reply_optional_integer(expires_at_ms.map(|at| (at - now_ms).max(0)));
         context.reply_text("features");
         context.reply_array(features.len());
-        for feature in features {
-            explain(context, protocol, &prepared, &row, feature, now_ms);
+        for place in 0..features.len() {
+            explain(context, protocol, &prepared, &rows, place, now_ms);
         }
         Ok(())
     }
@@ -67,14 +68,15 @@ fn explain(
     context: Context<'_>,
     protocol: Protocol,
     prepared: &PreparedView,
-    row: &RowImage,
-    feature: usize,
+    rows: &Rows<'_>,
+    place: usize,
     now_ms: i64,
 ) {
+    let feature = rows.features()[place];
     let definition = &prepared.view.features()[feature];
-    let served = row.serve(prepared, feature, now_ms);
-    let field = row.field(feature);
-    let removed_at_ms = if field.is_none() { row.times().of_absent(feature) } else { None };
+    let served = rows.serve(0, place, now_ms);
+    let field = rows.field(0, place);
+    let removed_at_ms = if field.is_none() { rows.times(0).of_absent(feature) } else { None };
     let max = prepared.view.age_ms_max(feature);
     let age_ms = served.age_ms(now_ms);
     let otherwise = if definition.default.is_some() { "the default is served" } else { "nil is served" };
@@ -83,7 +85,7 @@ fn explain(
         Status::Default | Status::NotFound if removed_at_ms.is_some() => {
             format!("the value was removed: {otherwise}")
         }
-        Status::Default | Status::NotFound if !row.exists => format!("there is no such row: {otherwise}"),
+        Status::Default | Status::NotFound if !rows.exists(0) => format!("there is no such row: {otherwise}"),
         Status::Default | Status::NotFound => format!("nothing is stored: {otherwise}"),
         Status::OutsideMaxAge => {
             format!("the value is older than its TTL of {}: {otherwise}", max.map_or_else(String::new, format_duration))

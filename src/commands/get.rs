@@ -3,10 +3,11 @@
 use super::{FIRST, KEY};
 use crate::server::api::Context;
 use crate::server::command::{Argument, Call, Command, KeyAccess, Keys, Spec};
+use crate::server::logs::add;
 use crate::server::reply::Protocol;
-use crate::server::rows::{RowImage, Times};
+use crate::server::rows::{Rows, Times};
 use crate::server::state::{words, PreparedView, STATE};
-use feature_store_core::row::Status;
+use feature_store_core::row::{Served, Status};
 use feature_store_core::{Error, Result};
 use smallvec::SmallVec;
 
@@ -51,54 +52,48 @@ impl Command for Get {
             names.map(|(hint, name)| view.served_position(name, hint)).collect::<Result<_>>()?
         };
         let times = if with_status { Times::Always } else { Times::IfAged };
-        let row = RowImage::read(context, &words(context), &call.string(1), &prepared, &features, times)?;
+        let mut rows = Rows::new(&prepared, &features, times);
+        rows.read(context, &words(context), call.string(1))?;
         let (protocol, now_ms) = (context.protocol(), context.now_ms());
         context.reply_map(features.len());
-        for feature in &features {
+        for (place, feature) in features.iter().enumerate() {
             context.reply_text(&view.features()[*feature].name);
             if with_status {
-                reply_with_status(context, protocol, &row, &prepared, *feature, now_ms);
-            } else {
-                reply_feature(context, protocol, &row, &prepared, *feature, now_ms);
+                context.reply_array(3);
+            }
+            let served = rows.serve(0, place, now_ms);
+            reply_served(context, protocol, &prepared, *feature, rows.field(0, place), &served);
+            if with_status {
+                context.reply_text(served.status.as_str());
+                context.reply_optional_integer(served.age_ms(now_ms));
             }
         }
-        STATE.borrow_mut(context).counters.rows_served += 1;
+        count_rows_served(context, 1);
         Ok(())
     }
 }
 
-/// Replies what is served for a feature; answers its status.
-pub(super) fn reply_feature(
+/// Counts rows that a reader was given.
+pub(super) fn count_rows_served(context: Context<'_>, rows: u64) {
+    STATE.borrow_mut(context).counters.rows_served += rows;
+}
+
+/// Replies what is served for a feature. `field` is its stored form.
+pub(super) fn reply_served(
     context: Context<'_>,
     protocol: Protocol,
-    row: &RowImage,
     prepared: &PreparedView,
     feature: usize,
-    now_ms: i64,
+    field: Option<&[u8]>,
+    served: &Served<'_>,
 ) {
-    let served = row.serve(prepared, feature, now_ms);
-    match (&served.value, row.field(feature)) {
+    match (&served.value, field) {
         (Some(value), Some(field)) if served.status == Status::Present => {
             context.reply_stored(protocol, prepared.view.features()[feature].ty, field, value);
         }
         (value, _) => context.reply_value(protocol, value.as_ref()),
     }
     if served.status == Status::Invalid {
-        crate::server::logs::add(&prepared.log.counters.invalid_values, 1);
+        add(&prepared.log.counters.invalid_values, 1);
     }
-}
-
-fn reply_with_status(
-    context: Context<'_>,
-    protocol: Protocol,
-    row: &RowImage,
-    prepared: &PreparedView,
-    feature: usize,
-    now_ms: i64,
-) {
-    context.reply_array(3);
-    reply_feature(context, protocol, row, prepared, feature, now_ms);
-    let served = row.serve(prepared, feature, now_ms);
-    context.reply_text(served.status.as_str());
-    context.reply_optional_integer(served.age_ms(now_ms));
 }

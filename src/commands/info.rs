@@ -9,7 +9,7 @@ use crate::server::info::figures;
 use crate::server::logs::Log;
 use crate::server::state::STATE;
 use crate::server::{consumer, streams};
-use feature_store_core::Result;
+use feature_store_core::{Error, Result};
 use std::rc::Rc;
 
 /// Tells figures.
@@ -28,7 +28,7 @@ impl Command for Info {
         arguments: &[Argument::text(c"view").optional()],
         reply: "A map. Of a view: `view`, `versions`, `stream` (its key), `consumer` (`running`, `stopped` by FS.CONSUMER, \
                 `off` by definition, `replica`, or `waiting` for a failover, a pause or memory), `length`, `first_entry`, \
-                `last_entry`, `cursor`, `lag_entries`, `lag_ms` (how long the next entry has waited), `dlq_length`, and \
+                `last_entry`, `cursor`, `lag_entries`, `lag_ms` (how long the next entry has waited), `dlq_length` (nil without permission to read the dead letters), and \
                 since the start `published`, `consumed`, `superseded`, `expired_on_arrival`, `dead_letters`, \
                 `lost_entries` (removed before they were consumed), `invalid_values`, `extra_fields_dropped`; \
                 `tombstones` (deleted rows that the backlog may not bring back), `replaying` (nil, or a map).",
@@ -60,8 +60,12 @@ impl Command for Info {
                 .map_err(|e| e.unwrap_or_else(|| feature_store_core::Error::syntax("the view has no log")))?;
             (log, registered.versions.keys().copied().collect::<Vec<_>>(), registered.tombstones())
         };
-        Caller::of(context).require(context, &log.stream_key, Access::Read)?;
-        reply(context, &log, &versions, tombstones);
+        let caller = Caller::of(context);
+        caller.require(context, &log.stream_key, Access::Read)?;
+        let dead_letters = caller
+            .may(&log.dead_letter_key, Access::Read)
+            .then(|| Key::open(context, &log.dead_letter_key, Mode::Read).length());
+        reply(context, &log, &versions, tombstones, dead_letters);
         Ok(())
     }
 }
@@ -80,11 +84,10 @@ fn consumer_state(context: Context<'_>, log: &Log) -> &'static str {
     }
 }
 
-fn reply(context: Context<'_>, log: &Rc<Log>, versions: &[u32], tombstones: usize) {
+fn reply(context: Context<'_>, log: &Rc<Log>, versions: &[u32], tombstones: usize, dead_letters: Option<u64>) {
     let facts = streams::facts(context, &log.stream_key).unwrap_or_default();
     let cursor = log.position.get().or_else(|| streams::group_cursor(context, &log.stream_key)).map(|c| c.id);
     let lag = consumer::lag(context, log);
-    let dead_letters = Key::open(context, &log.dead_letter_key, Mode::Read).length();
     let count = |name: &str, value: Option<u64>| {
         context.reply_text(name);
         context.reply_count(value);
@@ -109,7 +112,7 @@ fn reply(context: Context<'_>, log: &Rc<Log>, versions: &[u32], tombstones: usiz
     id("cursor", cursor);
     count("lag_entries", lag.map(|(entries, _)| entries));
     count("lag_ms", lag.map(|(_, ms)| ms));
-    count("dlq_length", Some(dead_letters));
+    count("dlq_length", dead_letters);
     let counters = &log.counters;
     for (name, counter) in [
         ("published", &counters.published),

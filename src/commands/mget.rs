@@ -1,13 +1,16 @@
 //! FS.MGET.
 
-use super::get::reply_feature;
+use super::get::{count_rows_served, reply_served};
 use super::{FEATURES, FIRST, KEYS};
 use crate::server::command::{Call, Command, KeyAccess, Keys, Spec};
-use crate::server::rows::{RowImage, Times};
-use crate::server::state::{words, PreparedView, STATE};
+use crate::server::rows::{Rows, Times};
+use crate::server::state::{words, PreparedView};
 use feature_store_core::error::shown;
+use feature_store_core::keys::RowKey;
 use feature_store_core::{Error, Result};
-use std::rc::Rc;
+
+/// Most values that one reply holds: features may be named again and again, and the reply grows with rows times features.
+const VALUES_MAX: usize = 16 << 20;
 
 /// Reads several rows.
 pub(super) struct Mget;
@@ -30,42 +33,47 @@ impl Command for Mget {
 
     fn run(call: &Call<'_>) -> Result<()> {
         let context = call.context;
-        let (prepared, features, rows) = read_rows(call)?;
+        let (_, prepared) = call.row(2)?;
+        let features = prepared.view.served_positions(call.arguments().next("features")?)?;
+        let rows = read_rows(call, &prepared, &features)?;
         let (protocol, now_ms) = (context.protocol(), context.now_ms());
         context.reply_array(rows.len());
-        for row in &rows {
+        for row in 0..rows.len() {
             context.reply_array(features.len());
-            for feature in &features {
-                reply_feature(context, protocol, row, &prepared, *feature, now_ms);
+            for (place, feature) in features.iter().enumerate() {
+                let served = rows.serve(row, place, now_ms);
+                reply_served(context, protocol, &prepared, *feature, rows.field(row, place), &served);
             }
         }
-        STATE.borrow_mut(context).counters.rows_served += rows.len() as u64;
+        count_rows_served(context, rows.len() as u64);
         Ok(())
     }
 }
 
-/// Reads `features key [key ...]`, shared with FS.TENSOR. All rows are read before anything is replied.
-pub(super) fn read_rows(call: &Call<'_>) -> Result<(Rc<PreparedView>, Vec<usize>, Vec<RowImage>)> {
-    let context = call.context;
-    let keys = call.arguments().len() - 1;
-    let (first, prepared) = call.row(2)?;
-    let features = prepared.view.served_positions(call.arguments().next("features")?)?;
-    let words = words(context);
-    let mut rows = Vec::with_capacity(keys);
-    for place in 2..2 + keys {
+/// Reads the rows of `features key [key ...]`, shared with FS.TENSOR. All are read before anything is replied.
+pub(super) fn read_rows<'v>(call: &Call<'_>, prepared: &'v PreparedView, features: &'v [usize]) -> Result<Rows<'v>> {
+    let (view, words) = (&prepared.view, words(call.context));
+    let values = features.len().saturating_mul(call.arguments().len() - 1);
+    if values > VALUES_MAX {
+        return Err(Error::syntax(format!(
+            "{values} values are asked for, allowed are {VALUES_MAX}: ask for fewer rows at a time"
+        )));
+    }
+    let mut rows = Rows::new(prepared, features, Times::IfAged);
+    for place in 2..=call.arguments().len() {
         let name = call.string(place);
         if place > 2 {
-            let key = feature_store_core::keys::RowKey::parse(name.bytes())?;
-            if (key.view, key.version) != (first.view, first.version) {
+            let key = RowKey::parse(name.bytes())?;
+            if (key.view, key.version) != (view.name.as_str(), view.version) {
                 return Err(Error::syntax(format!(
                     "key '{}' is not of version {} of view '{}' like the first",
                     shown(name.bytes()),
-                    first.version,
-                    first.view
+                    view.version,
+                    view.name
                 )));
             }
         }
-        rows.push(RowImage::read(context, &words, &name, &prepared, &features, Times::IfAged)?);
+        rows.read(call.context, &words, name)?;
     }
-    Ok((prepared, features, rows))
+    Ok(rows)
 }

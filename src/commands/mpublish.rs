@@ -6,12 +6,14 @@ use crate::server::command::{Argument, Call, Command, KeyAccess, Keys, Spec};
 use crate::server::config;
 use crate::server::effects::Effects;
 use crate::server::logs::add;
-use crate::server::publish::{apply, check_log, Logging, Publication};
+use crate::server::publish::{apply, check_log, check_room, Logging, Publication};
 use crate::server::rows::check_row;
-use crate::server::state::words;
+use crate::server::state::{words, PreparedView};
 use feature_store_core::time::check_not_future;
 use feature_store_core::update::StampedUpdate;
 use feature_store_core::{Error, Result};
+use std::collections::HashMap;
+use std::rc::Rc;
 
 /// Publishes several rows.
 pub(super) struct Mpublish;
@@ -50,12 +52,19 @@ impl Command for Mpublish {
                 check_not_future(at_ms, now_ms, clock_skew_ms_max, &prepared.view.name)?;
             }
             let name = call.string(place);
-            check_row(context, &name)?;
+            check_row(context, name)?;
             if prepared.view.log {
                 caller.require(context, &prepared.log.stream_key, Access::Insert)?;
                 check_log(context, &prepared.log)?;
             }
             rows.push((key.entity_id, name, prepared, stamped));
+        }
+        let mut entries: HashMap<&str, (&Rc<PreparedView>, u64)> = HashMap::new();
+        for (_, _, prepared, _) in rows.iter().filter(|(_, _, prepared, _)| prepared.view.log) {
+            entries.entry(&prepared.view.name).or_insert((prepared, 0)).1 += 1;
+        }
+        for (prepared, count) in entries.into_values() {
+            check_room(context, &prepared.log, count)?;
         }
         let words = words(context);
         let mut effects = Effects::default();
@@ -70,7 +79,7 @@ impl Command for Mpublish {
                 log: logging,
             };
             if let Err(error) = apply(context, &words, &publication, now_ms, &mut effects) {
-                // Only a log whose ids are used up comes here; what was written stays, and every copy has it.
+                // All that can be refused was checked above. Whatever this is, every copy has what was written.
                 effects.replicate(context);
                 return Err(error);
             }

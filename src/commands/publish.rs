@@ -72,7 +72,7 @@ impl Command for Publish {
             Caller::of(context).require(context, &prepared.log.stream_key, Access::Insert)?;
         }
         let publication = Publication {
-            key: &call.string(1),
+            key: call.string(1),
             entity_id: key.entity_id,
             prepared: &prepared,
             update: &update,

@@ -58,7 +58,7 @@ impl Command for Replay {
         };
         let caller = Caller::of(context);
         caller.require(context, &log.stream_key, Access::Read)?;
-        caller.require_prefix(context, &row_prefix(&definition.name, definition.version), Access::Update)?;
+        caller.require_prefix(context, &row_prefix(&definition.name, definition.version))?;
         check_log(context, &log)?;
         if context.flags().denies_blocking() {
             return Err(Error::syntax("FS.REPLAY works in the background and cannot run inside MULTI or a script"));

@@ -1,12 +1,15 @@
 //! FS.TENSOR.
 
+use super::get::count_rows_served;
 use super::mget::read_rows;
 use super::{FEATURES, FIRST, KEYS};
 use crate::server::command::{Call, Command, KeyAccess, Keys, Spec};
 use crate::server::logs::add;
-use crate::server::state::STATE;
 use feature_store_core::row::{write_columns, Status};
-use feature_store_core::Result;
+use feature_store_core::{Error, Result};
+
+/// As large as a string of the protocol may be.
+const TENSOR_BYTES_MAX: usize = 512 << 20;
 
 /// Reads rows as numbers.
 pub(super) struct Tensor;
@@ -31,26 +34,32 @@ impl Command for Tensor {
 
     fn run(call: &Call<'_>) -> Result<()> {
         let context = call.context;
-        // Before any row is read: a feature without a number is an error up front.
         let (_, prepared) = call.row(2)?;
-        let columns = {
-            let features = prepared.view.served_positions(call.arguments().next("features")?)?;
-            prepared.view.tensor_columns(&features)?
-        };
-        let (prepared, features, rows) = read_rows(call)?;
+        let view = &prepared.view;
+        let features = view.served_positions(call.arguments().next("features")?)?;
+        // Before any row is read: a feature without a number is an error up front.
+        let columns = view.tensor_columns(&features)?;
+        let width: usize = columns.iter().sum();
+        let bytes = width.saturating_mul(call.arguments().len() - 1).saturating_mul(4);
+        if bytes > TENSOR_BYTES_MAX {
+            return Err(Error::syntax(format!(
+                "the tensor would have {bytes} bytes, allowed are {TENSOR_BYTES_MAX}: ask for fewer rows at a time"
+            )));
+        }
+        let rows = read_rows(call, &prepared, &features)?;
         let now_ms = context.now_ms();
-        let mut tensor = Vec::with_capacity(rows.len() * columns.iter().sum::<usize>() * 4);
-        for row in &rows {
-            for (feature, width) in features.iter().zip(&columns) {
-                let served = row.serve(&prepared, *feature, now_ms);
-                let has_number = write_columns(&prepared.view, *feature, served.value.as_ref(), *width, &mut tensor);
+        let mut tensor = Vec::with_capacity(bytes);
+        for row in 0..rows.len() {
+            for (place, (feature, width)) in features.iter().zip(&columns).enumerate() {
+                let served = rows.serve(row, place, now_ms);
+                let has_number = write_columns(view, *feature, served.value.as_ref(), *width, &mut tensor);
                 if !has_number || served.status == Status::Invalid {
                     add(&prepared.log.counters.invalid_values, 1);
                 }
             }
         }
         context.reply_bytes(&tensor);
-        STATE.borrow_mut(context).counters.rows_served += rows.len() as u64;
+        count_rows_served(context, rows.len() as u64);
         Ok(())
     }
 }

@@ -129,8 +129,8 @@ pub struct Snapshot {
 pub struct ViewSnapshot {
     /// Its name.
     pub name: String,
-    /// Its versions, as JSON documents.
-    pub documents: Vec<String>,
+    /// Its versions: the JSON document, and whether rows may carry an expiry of a TTL that was altered away.
+    pub versions: Vec<(String, bool)>,
     /// FS.CONSUMER STOP is in force.
     pub stopped: bool,
     /// Where the consumer stood.
@@ -231,7 +231,7 @@ mod tests {
             prop_assert_eq!(decode_effect(&encoded), Ok(effect));
             let snapshot = Snapshot {
                 views: vec![ViewSnapshot {
-                    name: name.clone(), documents: vec![times], stopped,
+                    name: name.clone(), versions: vec![(times, stopped)], stopped,
                     cursor: Some(Cursor { id, entries_read: None }),
                     tombstones: vec![(1, field.unwrap_or_default(), id)],
                 }],

@@ -4,14 +4,40 @@ use crate::error::{shown, Code, Error, Result};
 use crate::feature_type::FeatureType;
 use crate::keys::{checked_feature_name, checked_name};
 use crate::value::{Refusal, Value};
+use rustc_hash::FxHashMap;
 use serde_json::value::RawValue;
 use std::cmp::Ordering;
-use std::collections::HashMap;
 
 /// Log length of a view that names none.
 pub const MAXLEN_DEFAULT: u64 = 10_000;
 /// Most features a view may have.
 pub const FEATURES_MAX: usize = 4_096;
+
+/// The values that a STRING may have, in their order.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Categories {
+    list: Vec<String>,
+    places: FxHashMap<String, usize>,
+}
+
+impl Categories {
+    /// Adds one at the end. False: it is there already.
+    pub fn push(&mut self, value: String) -> bool {
+        let is_new = self.places.insert(value.clone(), self.list.len()).is_none();
+        self.list.push(value);
+        is_new
+    }
+
+    /// All, in their order. None: any value is allowed.
+    pub fn as_slice(&self) -> &[String] {
+        &self.list
+    }
+
+    /// The place of a value.
+    pub fn index_of(&self, value: &[u8]) -> Option<usize> {
+        self.places.get(std::str::from_utf8(value).ok()?).copied()
+    }
+}
 
 /// One feature of a view.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,7 +55,7 @@ pub struct Feature {
     /// Greatest value allowed.
     pub max: Option<Value<'static>>,
     /// All values allowed (STRING); a value's index here is its number in a tensor. Empty: any.
-    pub values: Vec<String>,
+    pub values: Categories,
     /// An event's field that is not served itself.
     pub input: bool,
     /// For people.
@@ -46,7 +72,7 @@ impl Feature {
             ttl_ms: None,
             min: None,
             max: None,
-            values: Vec::new(),
+            values: Categories::default(),
             input: false,
             description: String::new(),
         })
@@ -57,14 +83,18 @@ impl Feature {
         match self.ty {
             FeatureType::Int | FeatureType::Float | FeatureType::Bool | FeatureType::Timestamp => Some(1),
             FeatureType::Vector(n) => Some(n as usize),
-            FeatureType::String => (!self.values.is_empty()).then_some(1),
+            FeatureType::String => (!self.values.list.is_empty()).then_some(1),
             FeatureType::List => None,
         }
     }
 
-    /// The place of a STRING among VALUES.
-    pub fn index_of(&self, value: &[u8]) -> Option<usize> {
-        self.values.iter().position(|v| v.as_bytes() == value)
+    /// Adds a value to VALUES.
+    pub fn allow(&mut self, value: String) -> Result<()> {
+        let shown = shown(value.as_bytes());
+        match self.values.push(value) {
+            true => Ok(()),
+            false => Err(Error::syntax(format!("feature '{}': VALUES names '{shown}' twice", self.name))),
+        }
     }
 
     /// Is this value inside MIN, MAX and VALUES? The error is the end of a sentence.
@@ -79,8 +109,8 @@ impl Feature {
                 return Err(Refusal::Because(format!("is above MAX {}", display(max))));
             }
         }
-        if let (Value::String(text), false) = (value, self.values.is_empty()) {
-            if self.index_of(text).is_none() {
+        if let (Value::String(text), false) = (value, self.values.list.is_empty()) {
+            if self.values.index_of(text).is_none() {
                 return Err(Refusal::Because("is none of VALUES".to_owned()));
             }
         }
@@ -123,13 +153,8 @@ impl Feature {
                 return refuse(format!("MIN {} is above MAX {}", display(min), display(max)));
             }
         }
-        if !self.values.is_empty() && self.ty != FeatureType::String {
+        if !self.values.list.is_empty() && self.ty != FeatureType::String {
             return refuse(format!("VALUES needs STRING, not {}", self.ty));
-        }
-        for (i, value) in self.values.iter().enumerate() {
-            if self.values[..i].contains(value) {
-                return refuse(format!("VALUES names '{}' twice", shown(value.as_bytes())));
-            }
         }
         if self.input && (self.default.is_some() || self.ttl_ms.is_some()) {
             return refuse("an INPUT is not served, so it takes no DEFAULT and no TTL".to_owned());
@@ -189,7 +214,7 @@ pub struct FeatureView {
     pub description: String,
     /// The schema, in its order.
     features: Vec<Feature>,
-    by_name: HashMap<String, usize>,
+    by_name: FxHashMap<String, usize>,
 }
 
 impl FeatureView {
@@ -207,7 +232,7 @@ impl FeatureView {
             extra: Extra::Refuse,
             description: String::new(),
             features: Vec::new(),
-            by_name: HashMap::new(),
+            by_name: FxHashMap::default(),
         })
     }
 
@@ -241,6 +266,11 @@ impl FeatureView {
             )));
         }
         Ok(())
+    }
+
+    /// The same definition? What an alteration left behind in rows is no part of it.
+    pub fn is_same_definition(&self, other: &FeatureView) -> bool {
+        FeatureView { ttl_was_removed: other.ttl_was_removed, ..self.clone() } == *other
     }
 
     /// The schema, in its order.

@@ -4,11 +4,13 @@ use crate::arguments::parse_version;
 use crate::definition::{Extra, Feature, FeatureView, MAXLEN_DEFAULT};
 use crate::error::{shown, Error, Result};
 use crate::feature_type::{FeatureType, TypeWord};
-use crate::schema_syntax::set_values;
+use crate::schema_syntax::{set_values, vector_length};
 use crate::time::{format_duration, parse_duration};
-use crate::value::{write_field_as_json, Value};
+use crate::value::{write_field_as_json, Refusal, Value};
+use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value as Json};
+use serde_json::value::RawValue;
+use serde_json::Value as Json;
 
 fn yes() -> bool {
     true
@@ -44,8 +46,6 @@ struct ViewDocument {
     entity: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     ttl: Option<Json>,
-    #[serde(default, skip_serializing_if = "is_false")]
-    ttl_was_removed: bool,
     #[serde(default = "yes")]
     log: bool,
     #[serde(default = "maxlen_default")]
@@ -58,35 +58,84 @@ struct ViewDocument {
     storage: String,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     description: String,
-    /// A list of features, or an object of name to the rest.
-    schema: Json,
+    schema: Schema,
     /// Derived; written for readers, accepted and ignored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     tensor: Option<Json>,
 }
 
+/// A list of features, or an object of name to the rest.
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+struct Schema(Vec<FeatureDocument>);
+
+/// Values stay raw JSON text, so that a LIST keeps every digit and space that it was given with.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct FeatureDocument {
+    #[serde(default)]
     name: String,
     #[serde(rename = "type")]
     ty: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     dim: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    default: Option<Json>,
+    default: Option<Box<RawValue>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     ttl: Option<Json>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    min: Option<Json>,
+    min: Option<Box<RawValue>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    max: Option<Json>,
+    max: Option<Box<RawValue>>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     values: Vec<String>,
     #[serde(default, skip_serializing_if = "is_false")]
     input: bool,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     description: String,
+}
+
+impl<'de> Deserialize<'de> for Schema {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Reader;
+        impl<'de> Visitor<'de> for Reader {
+            type Value = Schema;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a list or an object of features")
+            }
+            fn visit_seq<S: SeqAccess<'de>>(self, mut list: S) -> std::result::Result<Schema, S::Error> {
+                let mut features = Vec::new();
+                while let Some(feature) = list.next_element()? {
+                    features.push(feature);
+                }
+                Ok(Schema(features))
+            }
+            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> std::result::Result<Schema, M::Error> {
+                let mut features = Vec::new();
+                while let Some((name, rest)) = map.next_entry::<String, Box<RawValue>>()? {
+                    features.push(named_feature(name, &rest).map_err(serde::de::Error::custom)?);
+                }
+                Ok(Schema(features))
+            }
+        }
+        deserializer.deserialize_any(Reader)
+    }
+}
+
+/// A feature in an object of features: `{"type": "INT", ...}`, or in the shortest form just `"INT"`.
+fn named_feature(name: String, rest: &RawValue) -> std::result::Result<FeatureDocument, String> {
+    let text = rest.get();
+    let mut feature: FeatureDocument = if text.starts_with('"') {
+        serde_json::from_str(&format!("{{\"type\":{text}}}"))
+    } else {
+        serde_json::from_str(text)
+    }
+    .map_err(|e| format!("feature '{}': {e}", shown(name.as_bytes())))?;
+    if !feature.name.is_empty() && feature.name != name {
+        return Err(format!("feature '{}' calls itself '{}'", shown(name.as_bytes()), shown(feature.name.as_bytes())));
+    }
+    feature.name = name;
+    Ok(feature)
 }
 
 /// Reads a document. `view` is the name that the command gave; the document may repeat it but not contradict.
@@ -103,7 +152,6 @@ pub fn parse_document(view: &[u8], text: &[u8]) -> Result<FeatureView> {
     let version = parse_version(document.version.to_string().as_bytes())?;
     let mut definition = FeatureView::new(view, version, document.entity.as_bytes())?;
     definition.ttl_ms = document.ttl.as_ref().map(duration).transpose()?.flatten();
-    definition.ttl_was_removed = document.ttl_was_removed;
     definition.log = document.log;
     definition.maxlen = document.maxlen.max(1);
     if document.maxlen == 0 {
@@ -124,47 +172,11 @@ pub fn parse_document(view: &[u8], text: &[u8]) -> Result<FeatureView> {
         )));
     }
     definition.description = document.description;
-    for feature in feature_documents(document.schema)? {
+    for feature in document.schema.0 {
         definition.add_feature(read_feature(&definition.name, feature)?)?;
     }
     definition.check()?;
     Ok(definition)
-}
-
-fn feature_documents(schema: Json) -> Result<Vec<FeatureDocument>> {
-    let list = match schema {
-        Json::Array(list) => list,
-        Json::Object(members) => members
-            .into_iter()
-            .map(|(name, rest)| match rest {
-                Json::Object(rest) => {
-                    let mut feature = Map::new();
-                    feature.insert("name".to_owned(), Json::String(name));
-                    feature.extend(rest);
-                    Ok(Json::Object(feature))
-                }
-                // The shortest form: {"age": "INT"}.
-                Json::String(ty) => Ok(serde_json::json!({"name": name, "type": ty})),
-                other => Err(Error::syntax(format!(
-                    "feature '{}' must be an object or a type, got {}",
-                    shown(name.as_bytes()),
-                    shown(other.to_string().as_bytes())
-                ))),
-            })
-            .collect::<Result<_>>()?,
-        other => {
-            return Err(Error::syntax(format!(
-                "schema must be a list or an object of features, got {}",
-                shown(other.to_string().as_bytes())
-            )))
-        }
-    };
-    list.into_iter()
-        .enumerate()
-        .map(|(i, json)| {
-            serde_json::from_value(json).map_err(|e| Error::syntax(format!("feature {} of the schema: {e}", i + 1)))
-        })
-        .collect()
 }
 
 /// A duration as a document gives it: `"7d"`, a number of seconds, or null.
@@ -176,27 +188,13 @@ fn duration(json: &Json) -> Result<Option<i64>> {
     }
 }
 
-/// A value as a document gives it, as the text that a command would give.
-fn as_text(json: &Json) -> Option<Vec<u8>> {
-    match json {
-        Json::Null => None,
-        Json::String(text) => Some(text.clone().into_bytes()),
-        Json::Object(members) => {
-            let encoded = serde_json::value::to_raw_value(members).ok()?;
-            Value::from_json(FeatureType::String, &encoded).ok().map(|v| v.to_field())
-        }
-        other => Some(other.to_string().into_bytes()),
-    }
-}
-
 fn read_feature(view: &str, document: FeatureDocument) -> Result<Feature> {
     let ty = match FeatureType::parse(document.ty.as_bytes()) {
         Ok(TypeWord::Whole(ty)) => ty,
         Ok(TypeWord::Vector) => {
             let dimensions = match (document.dim, &document.default) {
                 (Some(n), _) => n,
-                (None, Some(Json::Array(list))) => list.len() as u64,
-                (None, Some(Json::String(text))) => text.split(',').count() as u64,
+                (None, Some(default)) => vector_length(default.get().trim_matches('"').as_bytes()),
                 _ => {
                     return Err(Error::syntax(format!(
                         "feature '{}' of view '{view}' needs dim, or a default",
@@ -214,19 +212,26 @@ fn read_feature(view: &str, document: FeatureDocument) -> Result<Feature> {
     };
     let mut feature = Feature::new(document.name.as_bytes(), ty)?;
     feature.ttl_ms = document.ttl.as_ref().map(duration).transpose()?.flatten();
-    feature.values = document.values;
+    for value in document.values {
+        feature.allow(value)?;
+    }
     feature.input = document.input;
     feature.description = document.description;
-    let [default, min, max] = [document.default, document.min, document.max].map(|j| j.as_ref().and_then(as_text));
-    set_values(&mut feature, view, default.as_deref(), min.as_deref(), max.as_deref())?;
+    let raw = |value: &Option<Box<RawValue>>| value.as_ref().map(|v| v.get().to_owned());
+    let read = |json: &str| {
+        let raw: &RawValue = serde_json::from_str(json).map_err(|_| Refusal::Type)?;
+        Value::from_json(ty, raw).map(Value::into_owned)
+    };
+    let given = [raw(&document.default), raw(&document.min), raw(&document.max)];
+    set_values(&mut feature, view, given.each_ref().map(|v| v.as_deref()), read)?;
     Ok(feature)
 }
 
-fn json_of(ty: FeatureType, value: &Value<'_>) -> Json {
+fn json_of(ty: FeatureType, value: &Value<'_>) -> Option<Box<RawValue>> {
     let mut text = Vec::new();
     write_field_as_json(ty.into(), &value.to_field(), &mut text);
-    // The stored form of every value has a JSON form; null could only stand for a defect here.
-    serde_json::from_slice(&text).unwrap_or(Json::Null)
+    // The stored form of every value has a JSON form.
+    RawValue::from_string(String::from_utf8(text).ok()?).ok()
 }
 
 /// The document that [`parse_document`] takes back unchanged.
@@ -241,11 +246,11 @@ pub fn to_document(view: &FeatureView) -> String {
                 FeatureType::Vector(n) => Some(u64::from(n)),
                 _ => None,
             },
-            default: f.default.as_ref().map(|v| json_of(f.ty, v)),
+            default: f.default.as_ref().and_then(|v| json_of(f.ty, v)),
             ttl: f.ttl_ms.map(|ms| Json::String(format_duration(ms))),
-            min: f.min.as_ref().map(|v| json_of(f.ty, v)),
-            max: f.max.as_ref().map(|v| json_of(f.ty, v)),
-            values: f.values.clone(),
+            min: f.min.as_ref().and_then(|v| json_of(f.ty, v)),
+            max: f.max.as_ref().and_then(|v| json_of(f.ty, v)),
+            values: f.values.as_slice().to_vec(),
             input: f.input,
             description: f.description.clone(),
         })
@@ -255,7 +260,6 @@ pub fn to_document(view: &FeatureView) -> String {
         version: u64::from(view.version),
         entity: view.entity.clone(),
         ttl: view.ttl_ms.map(|ms| Json::String(format_duration(ms))),
-        ttl_was_removed: view.ttl_was_removed,
         log: view.log,
         maxlen: view.maxlen,
         consumer: view.consumer,
@@ -265,7 +269,7 @@ pub fn to_document(view: &FeatureView) -> String {
         },
         storage: hash_word(),
         description: view.description.clone(),
-        schema: serde_json::to_value(features).unwrap_or(Json::Null),
+        schema: Schema(features),
         tensor: Some(tensor_of(view)),
     };
     serde_json::to_string(&document).expect("a document of plain values serializes")
@@ -333,11 +337,25 @@ mod tests {
             r#"{"entity":"u","schema":{"a":"INT"},"storage":"packed"}"#,
             r#"{"entity":"u","schema":{"a":{"type":"embedding"}}}"#,
             r#"{"entity":"u","schema":{"a":{"type":"INT","default":"x"}}}"#,
+            r#"{"entity":"u","schema":{"a":{"type":"INT","default":{"x":1}}}}"#,
+            r#"{"entity":"u","schema":{"a":{"type":"INT","min":[1]}}}"#,
+            r#"{"entity":"u","schema":{"a":{"type":"INT","name":"b"}}}"#,
+            r#"{"entity":"u","schema":[{"type":"INT"}]}"#,
             r#"{"entity":"u","version":0,"schema":{"a":"INT"}}"#,
         ] {
             assert!(parse_document(b"profile", bad.as_bytes()).is_err(), "{bad}");
         }
         assert!(parse_document(b"profile", b"\xff").is_err());
+    }
+
+    #[test]
+    fn a_list_keeps_every_character_of_its_default() {
+        let deep = format!("{}{}", "[".repeat(300), "]".repeat(300));
+        for list in ["[1, 2]", "[1e400]", "[123456789012345678901234567890]", "[ ]", r#"["\ud800"]"#, &deep] {
+            let words: Vec<&[u8]> = vec![b"ENTITY", b"u", b"SCHEMA", b"l", b"LIST", b"DEFAULT", list.as_bytes()];
+            let view = parse_registration(b"v", &mut Arguments::new(&words)).expect("a definition");
+            assert_eq!(parse_document(b"v", to_document(&view).as_bytes()), Ok(view), "{list}");
+        }
     }
 
     fn any_feature() -> impl Strategy<Value = (FeatureType, Option<Vec<u8>>)> {
@@ -366,7 +384,8 @@ mod tests {
             (view.ttl_ms, view.log, view.maxlen, view.consumer, view.description) = (ttl, log, maxlen, consumer, description);
             for (i, ((ty, default), ttl_ms, description)) in features.into_iter().enumerate() {
                 let mut feature = Feature::new(format!("f{i}").as_bytes(), ty).expect("a name");
-                set_values(&mut feature, "v", default.as_deref(), None, None).expect("a default");
+                let read = |text: &[u8]| Value::from_text(ty, text).map(Value::into_owned);
+                set_values(&mut feature, "v", [default.as_deref(), None, None], read).expect("a default");
                 (feature.ttl_ms, feature.description) = (ttl_ms, description);
                 view.add_feature(feature).expect("a feature");
             }

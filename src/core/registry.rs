@@ -94,7 +94,7 @@ impl Registry {
         }
         let existing = self.views.get(&definition.name).and_then(|v| v.versions.get(&definition.version));
         match existing {
-            Some(existing) if **existing == definition => Ok(false),
+            Some(existing) if existing.is_same_definition(&definition) => Ok(false),
             Some(_) => Err(Error::new(
                 Code::ViewExists,
                 format!(
@@ -178,7 +178,7 @@ impl Registry {
             tombstones.sort_unstable();
             ViewSnapshot {
                 name: name.clone(),
-                documents: view.versions.values().map(|v| to_document(v)).collect(),
+                versions: view.versions.values().map(|v| (to_document(v), v.ttl_was_removed)).collect(),
                 stopped: view.stopped,
                 cursor: view.cursor,
                 tombstones,
@@ -191,8 +191,10 @@ impl Registry {
     pub fn from_snapshot(snapshot: Snapshot) -> Result<Self> {
         let mut registry = Registry::default();
         for saved in snapshot.views {
-            for document in &saved.documents {
-                registry.register(parse_document(saved.name.as_bytes(), document.as_bytes())?)?;
+            for (document, ttl_was_removed) in &saved.versions {
+                let mut definition = parse_document(saved.name.as_bytes(), document.as_bytes())?;
+                definition.ttl_was_removed = *ttl_was_removed;
+                registry.register(definition)?;
             }
             let view = registry.view_mut(saved.name.as_bytes())?;
             view.stopped = saved.stopped;

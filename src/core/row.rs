@@ -101,7 +101,7 @@ pub fn write_columns(
             v.iter().for_each(|x| out.extend_from_slice(&x.to_le_bytes()));
             true
         }
-        (FeatureType::String, Value::String(text)) => match definition.index_of(text) {
+        (FeatureType::String, Value::String(text)) => match definition.values.index_of(text) {
             Some(index) => {
                 out.extend_from_slice(&(index as f32).to_le_bytes());
                 true

@@ -5,7 +5,7 @@ use crate::definition::{Extra, Feature, FeatureView};
 use crate::error::{shown, Error, Result};
 use crate::feature_type::{FeatureType, TypeWord};
 use crate::time::parse_duration;
-use crate::value::Value;
+use crate::value::{Refusal, Value};
 
 /// Words that belong to the contract but to no released version yet: refused by name, not as unknown words.
 const NOT_YET: [&str; 5] = ["AGG", "WINDOW", "HOP", "WHERE", "EXPR"];
@@ -130,7 +130,7 @@ fn parse_feature(view: &[u8], arguments: &mut Arguments<'_>) -> Result<Feature> 
         } else if arguments.take_word("VALUES") {
             let count = arguments.number("VALUES", 1)?;
             for _ in 0..count {
-                feature.values.push(text(arguments.next("a value of VALUES")?)?);
+                feature.allow(text(arguments.next("a value of VALUES")?)?)?;
             }
         } else if arguments.take_word("INPUT") {
             feature.input = true;
@@ -149,12 +149,14 @@ fn parse_feature(view: &[u8], arguments: &mut Arguments<'_>) -> Result<Feature> 
         feature.ty = FeatureType::vector(vector_length(given))?;
     }
     let view = shown(view);
-    set_values(&mut feature, &view, default, bounds.0, bounds.1)?;
+    let ty = feature.ty;
+    let read = |text: &[u8]| Value::from_text(ty, text).map(Value::into_owned);
+    set_values(&mut feature, &view, [default, bounds.0, bounds.1], read)?;
     Ok(feature)
 }
 
 /// The dimension that a vector's default, given as a list of numbers, has.
-fn vector_length(text: &[u8]) -> u64 {
+pub(crate) fn vector_length(text: &[u8]) -> u64 {
     let inner = text.trim_ascii();
     if inner.is_empty() || inner == b"[]" {
         return 0;
@@ -162,26 +164,20 @@ fn vector_length(text: &[u8]) -> u64 {
     inner.iter().filter(|b| **b == b',').count() as u64 + 1
 }
 
-/// Sets DEFAULT, MIN and MAX from text. The bounds come first: the default must lie between them.
-pub(crate) fn set_values(
+/// Sets DEFAULT, MIN and MAX, as `read` understands what is given.
+pub(crate) fn set_values<T: AsRef<[u8]> + ?Sized>(
     feature: &mut Feature,
     view: &str,
-    default: Option<&[u8]>,
-    min: Option<&[u8]>,
-    max: Option<&[u8]>,
+    [default, min, max]: [Option<&T>; 3],
+    read: impl Fn(&T) -> std::result::Result<Value<'static>, Refusal>,
 ) -> Result<()> {
-    let unbounded = feature.clone();
-    let read = |what: &str, given: Option<&[u8]>| -> Result<Option<Value<'static>>> {
-        let Some(given) = given else { return Ok(None) };
-        let value = Value::from_text(unbounded.ty, given).map_err(|_| {
-            Error::syntax(format!(
-                "feature '{}' of view '{view}': {what} must be {}, got '{}'",
-                unbounded.name,
-                unbounded.ty,
-                shown(given)
-            ))
-        })?;
-        Ok(Some(value.into_owned()))
+    let (name, ty) = (feature.name.clone(), feature.ty);
+    let read = |what: &str, given: Option<&T>| match given {
+        None => Ok(None),
+        Some(given) => read(given).map(Some).map_err(|_| {
+            let given = shown(given.as_ref());
+            Error::syntax(format!("feature '{name}' of view '{view}': {what} must be {ty}, got '{given}'"))
+        }),
     };
     feature.min = read("MIN", min)?;
     feature.max = read("MAX", max)?;
@@ -255,7 +251,7 @@ mod tests {
         assert_eq!(features[0].default, Some(Value::Int(0)));
         assert_eq!(features[1].ty, FeatureType::Vector(2));
         assert_eq!(features[2].ty, FeatureType::Vector(3));
-        assert!(features[3].input && features[3].values == ["free", "pro"]);
+        assert!(features[3].input && features[3].values.as_slice() == ["free", "pro"]);
     }
 
     #[test]

@@ -11,8 +11,8 @@ use base64::Engine;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 
-/// Integers beyond this are not exact as floats, so `9007199254740993.0` is refused for INT.
-const EXACT_FLOAT_INT_MAX: f64 = 9_007_199_254_740_992.0;
+/// Integers beyond this are not exact as floats: `9007199254740993.0` would silently become another number for INT.
+const EXACT_FLOAT_INT_MAX: f64 = 9_007_199_254_740_991.0;
 
 /// The member of a JSON object that carries a STRING which is no text.
 const BASE64_MEMBER: &str = "$base64";
@@ -47,16 +47,12 @@ pub enum Refusal {
 
 type Checked<T> = std::result::Result<T, Refusal>;
 
-fn number<T: std::str::FromStr>(text: &[u8]) -> Option<T> {
-    std::str::from_utf8(text).ok()?.parse().ok()
-}
-
 fn finite(text: &[u8]) -> Option<f64> {
-    number(text).filter(|v: &f64| v.is_finite())
+    lexical_core::parse(text).ok().filter(|v: &f64| v.is_finite())
 }
 
 fn integer(text: &[u8]) -> Option<i64> {
-    number(text).or_else(|| {
+    lexical_core::parse(text).ok().or_else(|| {
         let v = finite(text)?;
         (v.trunc() == v && v.abs() <= EXACT_FLOAT_INT_MAX).then_some(v as i64)
     })
@@ -339,7 +335,8 @@ mod tests {
             (Int, "1e3", Some("1000")),
             (Int, "9223372036854775807", Some("9223372036854775807")),
             (Int, "9223372036854775808", None),
-            (Int, "9007199254740993.0", Some("9007199254740992")),
+            (Int, "9007199254740993.0", None),
+            (Int, "9007199254740991.0", Some("9007199254740991")),
             (Int, "5.5", None),
             (Int, "abc", None),
             (Int, "", None),

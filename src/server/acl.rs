@@ -1,11 +1,12 @@
 //! Permissions on keys that the server does not see among a command's arguments: logs, dead letters, scanned rows.
 
-use crate::server::api::{api, Context, ServerString};
+use crate::server::api::{api, Context, Replication, ServerString};
 use feature_store_core::error::shown;
 use feature_store_core::{Code, Error, Result};
 use redis_module::raw;
 use std::ffi::c_int;
 use std::ptr::NonNull;
+use wildmatch::WildMatch;
 
 /// What a command does with a key.
 #[derive(Clone, Copy)]
@@ -83,14 +84,22 @@ impl Caller {
         Err(Error::new(Code::NoPerm, format!("no permission to access the key '{}'", shown(key.bytes()))))
     }
 
-    /// Refuses unless all keys that begin with `prefix` are open to the user.
+    /// Refuses unless the user may read and write all keys that begin with `prefix`.
     ///
-    /// The API of all supported servers checks single keys only, so two ids that nobody would name stand for all: a
-    /// rule that opens both opens the prefix.
-    pub(crate) fn require_prefix(&self, context: Context<'_>, prefix: &str, access: Access) -> Result<()> {
-        for probe in ["\u{1}\u{2}fs-acl-probe\u{3}0", "9\u{7f}fs-acl-probe\u{4}z"] {
-            self.require(context, &ServerString::new(format!("{prefix}{probe}").as_bytes()), access)?;
+    /// The API checks single keys only, so the user's patterns are asked for. One that ends in `*` and matches the
+    /// prefix itself matches whatever follows it. Patterns with `[`, `\\` or in selectors are not looked into: such a
+    /// user is refused rather than trusted.
+    pub(crate) fn require_prefix(&self, context: Context<'_>, prefix: &str) -> Result<()> {
+        let Some((_, name)) = &self.user else { return Ok(()) };
+        let reply = context.call(c"ACL", &[b"GETUSER", name.bytes()], Replication::Local);
+        let patterns = reply.as_element().named(b"keys").and_then(|k| k.bytes()).unwrap_or_default();
+        let opens = |pattern: &str| {
+            let pattern = pattern.strip_prefix('~').or_else(|| pattern.strip_prefix("%RW~"));
+            pattern.is_some_and(|p| p.ends_with('*') && !p.contains(['[', '\\']) && WildMatch::new(p).matches(prefix))
+        };
+        if String::from_utf8_lossy(patterns).split(' ').any(opens) {
+            return Ok(());
         }
-        Ok(())
+        Err(Error::new(Code::NoPerm, format!("no permission to read and write all keys '{prefix}*'")))
     }
 }

@@ -249,6 +249,7 @@ impl<'a> Element<'a> {
 }
 
 /// A string of the server, owned.
+#[repr(transparent)]
 pub(crate) struct ServerString(NonNull<raw::RedisModuleString>);
 
 impl ServerString {
@@ -257,6 +258,13 @@ impl ServerString {
         let string =
             unsafe { api!(RedisModule_CreateString(ptr::null_mut(), bytes.as_ptr().cast::<c_char>(), bytes.len())) };
         ServerString(NonNull::new(string).expect("the server's allocation does not fail"))
+    }
+
+    /// # Safety
+    /// `argv` must point to `argc` live strings that outlive `'a`.
+    pub(crate) unsafe fn arguments<'a>(argv: *mut *mut raw::RedisModuleString, argc: c_int) -> &'a [Self] {
+        // SAFETY: the caller's promise; the types have the same layout, and a shared slice frees nothing.
+        unsafe { std::slice::from_raw_parts(argv.cast::<ServerString>(), usize::try_from(argc).unwrap_or(0)) }
     }
 
     /// # Safety
@@ -409,25 +417,32 @@ impl<'a> Key<'a> {
         if self.raw.is_null() {
             return;
         }
-        let end = ptr::null_mut::<c_void>();
-        let none = raw::REDISMODULE_HASH_NONE as c_int;
-        let mut at = 0;
-        while at < fields.len() {
-            // SAFETY: the arguments are pairs of a live string and a place for its value, ended by null. Values come
-            // back as null or as a string of which one reference is ours (automatic memory is never switched on).
-            unsafe {
-                let upto = fields.len().min(at + 4);
-                if let ([a, b, c, d], [va, vb, vc, vd]) = (&fields[at..upto], &mut values[at..upto]) {
-                    let (a, b, c, d) = (a.as_ptr(), b.as_ptr(), c.as_ptr(), d.as_ptr());
-                    let (va, vb, vc, vd): (*mut _, *mut _, *mut _, *mut _) = (va, vb, vc, vd);
-                    api!(RedisModule_HashGet(self.raw, none, a, va, b, vb, c, vc, d, vd, end));
-                    at += 4;
-                } else {
-                    let value: *mut _ = &mut values[at];
-                    api!(RedisModule_HashGet(self.raw, none, fields[at].as_ptr(), value, end));
-                    at += 1;
+        /// One call of HashGet with that many fields.
+        macro_rules! get {
+            ($fields:expr, $values:expr; $($i:literal)+) => {
+                // SAFETY: the arguments are pairs of a live string and a place for its value, ended by null. Values
+                // come back as null or as a string of which one reference is ours (automatic memory is never on).
+                unsafe {
+                    api!(RedisModule_HashGet(
+                        self.raw,
+                        raw::REDISMODULE_HASH_NONE as c_int,
+                        $($fields[$i].as_ptr(), &raw mut $values[$i],)+
+                        ptr::null_mut::<c_void>(),
+                    ))
                 }
-            }
+            };
+        }
+        for (f, v) in fields.chunks(8).zip(values.chunks_mut(8)) {
+            match f.len() {
+                1 => get!(f, v; 0),
+                2 => get!(f, v; 0 1),
+                3 => get!(f, v; 0 1 2),
+                4 => get!(f, v; 0 1 2 3),
+                5 => get!(f, v; 0 1 2 3 4),
+                6 => get!(f, v; 0 1 2 3 4 5),
+                7 => get!(f, v; 0 1 2 3 4 5 6),
+                _ => get!(f, v; 0 1 2 3 4 5 6 7),
+            };
         }
     }
 
@@ -445,11 +460,28 @@ impl<'a> Key<'a> {
         exists != 0
     }
 
-    pub(crate) fn hash_set(&self, field: &ServerString, value: &ServerString) {
-        let none = raw::REDISMODULE_HASH_NONE as c_int;
-        // SAFETY: the handle is open for writing; one pair of live strings, ended by null. The server copies both.
-        unsafe {
-            api!(RedisModule_HashSet(self.raw, none, field.as_ptr(), value.as_ptr(), ptr::null_mut::<c_void>()));
+    /// Sets fields of a hash. The server copies names and values.
+    pub(crate) fn hash_set(&self, pairs: &[(&ServerString, ServerString)]) {
+        macro_rules! set {
+            ($pairs:expr; $($i:literal)+) => {
+                // SAFETY: the handle is open for writing; pairs of live strings, ended by null.
+                unsafe {
+                    api!(RedisModule_HashSet(
+                        self.raw,
+                        raw::REDISMODULE_HASH_NONE as c_int,
+                        $($pairs[$i].0.as_ptr(), $pairs[$i].1.as_ptr(),)+
+                        ptr::null_mut::<c_void>(),
+                    ))
+                }
+            };
+        }
+        for p in pairs.chunks(4) {
+            match p.len() {
+                1 => set!(p; 0),
+                2 => set!(p; 0 1),
+                3 => set!(p; 0 1 2),
+                _ => set!(p; 0 1 2 3),
+            };
         }
     }
 

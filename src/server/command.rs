@@ -1,6 +1,6 @@
 //! Commands as the server sees them: one trait, one specification a command, one entry from C.
 
-use crate::server::api::{api, string_bytes, Context, LogLevel, ServerString};
+use crate::server::api::{api, Context, LogLevel, ServerString};
 use crate::server::state::{PreparedView, STATE};
 use feature_store_core::arguments::Arguments;
 use feature_store_core::keys::RowKey;
@@ -149,7 +149,7 @@ impl Entry {
 pub(crate) struct Call<'a> {
     /// The server.
     pub(crate) context: Context<'a>,
-    raw: &'a [*mut raw::RedisModuleString],
+    strings: &'a [ServerString],
     bytes: SmallVec<[&'a [u8]; 32]>,
 }
 
@@ -160,9 +160,8 @@ impl<'a> Call<'a> {
     }
 
     /// An argument by its place; 0 is the command's name.
-    pub(crate) fn string(&self, place: usize) -> ServerString {
-        // SAFETY: arguments live as long as the call; the string takes its own reference.
-        unsafe { ServerString::retained(self.raw[place]) }
+    pub(crate) fn string(&self, place: usize) -> &'a ServerString {
+        &self.strings[place]
     }
 
     /// The row's key at a place, and the view that it names.
@@ -179,15 +178,12 @@ unsafe extern "C" fn enter<C: Command>(
     argc: c_int,
 ) -> c_int {
     // SAFETY: the server calls with a live context and `argc` live strings, all of which outlive the call.
-    let (context, strings) =
-        unsafe { (Context::new(ctx), std::slice::from_raw_parts(argv, usize::try_from(argc).unwrap_or(0))) };
+    let (context, strings) = unsafe { (Context::new(ctx), ServerString::arguments(argv, argc)) };
     let run = || {
         if context.selected_db() != 0 {
             return Err(Error::syntax("the feature store lives in database 0: SELECT 0 first"));
         }
-        // SAFETY: as above.
-        let bytes = strings.iter().map(|s| unsafe { string_bytes(*s) }).collect();
-        C::run(&Call { context, raw: strings, bytes })
+        C::run(&Call { context, strings, bytes: strings.iter().map(ServerString::bytes).collect() })
     };
     match catch_unwind(AssertUnwindSafe(run)) {
         Ok(Ok(())) => {}

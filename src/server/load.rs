@@ -1,6 +1,6 @@
 //! Loading the module.
 
-use crate::server::api::{api, string_bytes, Context, LogLevel};
+use crate::server::api::{api, Context, LogLevel, ServerString};
 use crate::server::command::{self, Entry};
 use crate::server::{background, config, events, info, persistence};
 use redis_module::raw;
@@ -45,8 +45,8 @@ pub(crate) unsafe fn load(
     }
     // SAFETY: the server calls with a live context and `argc` live strings.
     let (context, arguments): (_, Vec<&[u8]>) = unsafe {
-        let strings = if argc > 0 { std::slice::from_raw_parts(argv, argc as usize) } else { &[] };
-        (Context::new(ctx), strings.iter().map(|s| string_bytes(*s)).collect())
+        let strings = if argc > 0 { ServerString::arguments(argv, argc) } else { &[] };
+        (Context::new(ctx), strings.iter().map(ServerString::bytes).collect())
     };
     let registered = catch_unwind(AssertUnwindSafe(|| register(context, &arguments, commands, debug_commands)));
     match registered.unwrap_or_else(|_| Err("internal error".to_owned())) {

@@ -57,6 +57,19 @@ pub(crate) fn check_log(context: Context<'_>, log: &Log) -> Result<()> {
     }
 }
 
+/// Refuses when a log has no ids left for that many entries. Whoever may XADD can use them up.
+pub(crate) fn check_room(context: Context<'_>, log: &Log, entries: u64) -> Result<()> {
+    let last = streams::facts(context, &log.stream_key).unwrap_or_default().last_generated;
+    if last.ms == u64::MAX && u64::MAX - last.seq < entries {
+        return Err(full_log(log));
+    }
+    Ok(())
+}
+
+fn full_log(log: &Log) -> Error {
+    Error::syntax(format!("the log of view '{}' has used up its ids and takes no more entries", log.view))
+}
+
 /// Applies an update. An error means that nothing was changed. Answers the id of the log's entry.
 pub(crate) fn apply(
     context: Context<'_>,
@@ -110,8 +123,18 @@ pub(crate) fn apply(
         add(&log.counters.superseded, 1);
     }
     if let Some(plan) = planned {
-        let expiry = match (plan.updated_at_ms, view.ttl_ms) {
-            (Some(newest), Some(ttl)) => Expiry::At(newest.saturating_add(ttl)),
+        let newest = plan.updated_at_ms.or(times.updated_at_ms);
+        let expiry = match (newest, view.ttl_ms) {
+            (Some(newest), Some(ttl)) => {
+                // Where the time stays, the expiry may still be that of another TTL, or of a row written by hand.
+                let at_ms = newest.saturating_add(ttl);
+                let stays = plan.updated_at_ms.is_none() && row.key().expires_at_ms() == Some(at_ms);
+                if stays {
+                    Expiry::Keep
+                } else {
+                    Expiry::At(at_ms)
+                }
+            }
             (_, None) if view.ttl_was_removed && row.key().expires_at_ms().is_some() => Expiry::Remove,
             _ => Expiry::Keep,
         };

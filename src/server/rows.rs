@@ -10,20 +10,10 @@ use feature_store_core::row::{serve, Served};
 use feature_store_core::time::format_unix_seconds;
 use feature_store_core::{Code, Error, Result};
 use redis_module::raw;
-use std::ops::Range;
+use smallvec::SmallVec;
 
-/// From this many wanted fields on, one pass over the row beats looking each up.
-const SCAN_FROM_FIELDS: usize = 5;
-
-/// The fields of a row that a reader asked for, copied out.
-pub(crate) struct RowImage {
-    bytes: Vec<u8>,
-    /// By feature index; only the asked ones are there.
-    fields: Vec<Option<Range<usize>>>,
-    times: RowTimes,
-    /// When the key expires, unix milliseconds; read only where asked for.
-    pub(crate) exists: bool,
-}
+/// From this many look-ups on, one pass over the row beats looking each field up.
+const SCAN_FROM_LOOK_UPS: usize = 8;
 
 /// Does the reader need event times although no TTL rules the features?
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -38,114 +28,146 @@ fn wrong_type(key: &ServerString) -> Error {
     Error::new(Code::WrongType, format!("key '{}' does not hold a row (a hash)", shown(key.bytes())))
 }
 
-impl RowImage {
-    /// Reads some features of a row. A missing row is a row without values.
-    pub(crate) fn read(
-        context: Context<'_>,
-        words: &Words,
-        name: &ServerString,
-        prepared: &PreparedView,
-        features: &[usize],
-        times: Times,
-    ) -> Result<Self> {
-        let view = &prepared.view;
+/// Where a stored field lies among the copied bytes; `start > end` for one that is not there.
+#[derive(Clone, Copy)]
+struct Span {
+    start: usize,
+    end: usize,
+}
+
+const ABSENT: Span = Span { start: 1, end: 0 };
+
+/// Rows as they were read: the fields that a reader asked for, copied out. One row needs no allocation.
+pub(crate) struct Rows<'v> {
+    prepared: &'v PreparedView,
+    /// What was asked for.
+    features: &'v [usize],
+    needs_times: bool,
+    bytes: SmallVec<[u8; 512]>,
+    /// Row by row, as many as features.
+    fields: SmallVec<[Span; 32]>,
+    rows: SmallVec<[RowFacts; 1]>,
+}
+
+struct RowFacts {
+    exists: bool,
+    times: RowTimes,
+}
+
+impl<'v> Rows<'v> {
+    pub(crate) fn new(prepared: &'v PreparedView, features: &'v [usize], times: Times) -> Self {
+        let needs_times = times == Times::Always || features.iter().any(|f| prepared.view.age_ms_max(*f).is_some());
+        Rows { prepared, features, needs_times, bytes: SmallVec::new(), fields: SmallVec::new(), rows: SmallVec::new() }
+    }
+
+    /// Reads one more row. A missing row is a row without values.
+    pub(crate) fn read(&mut self, context: Context<'_>, words: &Words, name: &ServerString) -> Result<()> {
         let key = Key::open(context, name, Mode::Read);
-        let mut image = RowImage {
-            bytes: Vec::with_capacity(128),
-            fields: vec![None; view.features().len()],
-            times: RowTimes::default(),
-            exists: true,
-        };
-        match key.key_type() {
-            KeyType::Hash => {}
-            KeyType::Empty => {
-                image.exists = false;
-                return Ok(image);
-            }
+        let first = self.fields.len();
+        self.fields.resize(first + self.features.len(), ABSENT);
+        let (exists, times) = match key.key_type() {
+            KeyType::Hash if self.look_ups() >= SCAN_FROM_LOOK_UPS => (true, self.scan(&key, first)),
+            KeyType::Hash => (true, self.look_up(&key, words, first)),
+            KeyType::Empty => (false, RowTimes::default()),
             KeyType::Stream | KeyType::Other => return Err(wrong_type(name)),
-        }
-        let needs_times = times == Times::Always || features.iter().any(|f| view.age_ms_max(*f).is_some());
-        if features.len() >= SCAN_FROM_FIELDS {
-            image.scan(&key, prepared, needs_times);
-        } else {
-            image.look_up(&key, words, prepared, features, needs_times);
-        }
-        Ok(image)
+        };
+        self.rows.push(RowFacts { exists, times });
+        Ok(())
     }
 
-    fn keep(&mut self, value: &[u8]) -> Range<usize> {
-        let start = self.bytes.len();
-        self.bytes.extend_from_slice(value);
-        start..self.bytes.len()
+    fn look_ups(&self) -> usize {
+        self.features.len() + if self.needs_times { 2 } else { 0 }
     }
 
-    fn scan(&mut self, key: &Key<'_>, prepared: &PreparedView, needs_times: bool) {
+    fn scan(&mut self, key: &Key<'_>, first: usize) -> RowTimes {
+        let Rows { prepared, features, needs_times, bytes, fields, .. } = self;
         let (mut updated_at, mut row_times) = (None, None);
-        let mut hint = 0;
+        let mut expected = 0;
         key.hash_scan(|field, value| {
             // Features cannot begin with an underscore.
             if field.first() == Some(&b'_') {
-                if needs_times && field == UPDATED_AT.as_bytes() {
-                    updated_at = Some(self.keep(value));
-                } else if needs_times && field == TIMES.as_bytes() {
-                    row_times = Some(self.keep(value));
+                if *needs_times && field == UPDATED_AT.as_bytes() {
+                    updated_at = Some(keep(bytes, value));
+                } else if *needs_times && field == TIMES.as_bytes() {
+                    row_times = Some(keep(bytes, value));
                 }
-            } else if let Some(feature) = prepared.view.position(field, hint) {
-                self.fields[feature] = Some(self.keep(value));
-                hint = feature + 1;
+                return;
+            }
+            let hint = features.get(expected).copied().unwrap_or(0);
+            let Some(feature) = prepared.view.position(field, hint) else { return };
+            let place = if feature == hint { Some(expected) } else { features.iter().position(|f| *f == feature) };
+            if let Some(place) = place {
+                let span = keep(bytes, value);
+                // A feature may be asked for more than once.
+                for (slot, _) in fields[first..].iter_mut().zip(*features).skip(place).filter(|(_, f)| **f == feature) {
+                    *slot = span;
+                }
+                expected = place + 1;
             }
         });
-        self.read_times(prepared, updated_at, row_times);
+        self.read_times(updated_at, row_times)
     }
 
-    fn look_up(
-        &mut self,
-        key: &Key<'_>,
-        words: &Words,
-        prepared: &PreparedView,
-        features: &[usize],
-        needs_times: bool,
-    ) {
-        let mut names: Vec<&ServerString> = features.iter().map(|f| &prepared.names[*f]).collect();
-        if needs_times {
+    fn look_up(&mut self, key: &Key<'_>, words: &Words, first: usize) -> RowTimes {
+        let Rows { prepared, features, needs_times, bytes, fields, .. } = self;
+        let mut names: SmallVec<[&ServerString; 16]> = features.iter().map(|f| &prepared.names[*f]).collect();
+        if *needs_times {
             names.extend([&words.updated_at, &words.times]);
         }
         let (mut updated_at, mut row_times) = (None, None);
         key.hash_get_each(&names, |i, value| {
-            let range = self.keep(value);
-            match features.get(i) {
-                Some(feature) => self.fields[*feature] = Some(range),
-                None if i == features.len() => updated_at = Some(range),
-                None => row_times = Some(range),
+            let span = keep(bytes, value);
+            match fields.get_mut(first + i) {
+                Some(slot) => *slot = span,
+                None if i == features.len() => updated_at = Some(span),
+                None => row_times = Some(span),
             }
         });
-        self.read_times(prepared, updated_at, row_times);
+        self.read_times(updated_at, row_times)
     }
 
-    fn read_times(
-        &mut self,
-        prepared: &PreparedView,
-        updated_at: Option<Range<usize>>,
-        row_times: Option<Range<usize>>,
-    ) {
-        self.times =
-            RowTimes::read(&prepared.view, updated_at.map(|r| &self.bytes[r]), row_times.map(|r| &self.bytes[r]));
+    fn read_times(&self, updated_at: Option<Span>, row_times: Option<Span>) -> RowTimes {
+        let text = |span: Option<Span>| span.map(|s| &self.bytes[s.start..s.end]);
+        RowTimes::read(&self.prepared.view, text(updated_at), text(row_times))
     }
 
-    /// The stored form of a feature that was asked for.
-    pub(crate) fn field(&self, feature: usize) -> Option<&[u8]> {
-        self.fields[feature].clone().map(|range| &self.bytes[range])
+    /// The features that were asked for.
+    pub(crate) fn features(&self) -> &'v [usize] {
+        self.features
     }
 
-    /// What a reader gets for a feature that was asked for.
-    pub(crate) fn serve<'a>(&'a self, prepared: &'a PreparedView, feature: usize, now_ms: i64) -> Served<'a> {
-        serve(&prepared.view, feature, self.field(feature), &self.times, now_ms)
+    /// How many rows were read.
+    pub(crate) fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Is the row there?
+    pub(crate) fn exists(&self, row: usize) -> bool {
+        self.rows[row].exists
     }
 
     /// The row's times.
-    pub(crate) fn times(&self) -> &RowTimes {
-        &self.times
+    pub(crate) fn times(&self, row: usize) -> &RowTimes {
+        &self.rows[row].times
     }
+
+    /// The stored form of the feature at a place of what was asked for.
+    pub(crate) fn field(&self, row: usize, place: usize) -> Option<&[u8]> {
+        let span = self.fields[row * self.features.len() + place];
+        (span.start <= span.end).then(|| &self.bytes[span.start..span.end])
+    }
+
+    /// What a reader gets for it.
+    pub(crate) fn serve(&self, row: usize, place: usize, now_ms: i64) -> Served<'_> {
+        let field = self.field(row, place);
+        serve(&self.prepared.view, self.features[place], field, &self.rows[row].times, now_ms)
+    }
+}
+
+fn keep(bytes: &mut SmallVec<[u8; 512]>, value: &[u8]) -> Span {
+    let start = bytes.len();
+    bytes.extend_from_slice(value);
+    Span { start, end: bytes.len() }
 }
 
 /// A row that an update is about to change.
@@ -229,32 +251,28 @@ pub(crate) fn write<'f>(
     change: &RowChange<'_>,
     fields: impl Iterator<Item = (&'f ServerString, Option<&'f [u8]>)>,
 ) {
-    let (mut set, mut deleted) = (false, false);
+    // A new row begins with its time and its view: readers look for the time first.
+    let mut pairs: SmallVec<[(&ServerString, ServerString); 16]> = SmallVec::new();
+    let mut deleted = false;
     if let Some(updated_at_ms) = change.updated_at_ms {
-        key.hash_set(&words.updated_at, &ServerString::new(format_unix_seconds(updated_at_ms).as_bytes()));
-        set = true;
+        pairs.push((&words.updated_at, ServerString::new(format_unix_seconds(updated_at_ms).as_bytes())));
     }
     if change.names_view {
-        key.hash_set(&words.feature_view, view_name);
-        set = true;
+        pairs.push((&words.feature_view, ServerString::new(view_name.bytes())));
     }
     for (feature, field) in fields {
         match field {
-            Some(field) => {
-                key.hash_set(feature, &ServerString::new(field));
-                set = true;
-            }
+            Some(field) => pairs.push((feature, ServerString::new(field))),
             None => deleted |= key.hash_delete(feature),
         }
     }
     match &change.times {
         TimesChange::Keep => {}
         TimesChange::Remove => deleted |= key.hash_delete(&words.times),
-        TimesChange::Set(text) => {
-            key.hash_set(&words.times, &ServerString::new(text.as_bytes()));
-            set = true;
-        }
+        TimesChange::Set(text) => pairs.push((&words.times, ServerString::new(text.as_bytes()))),
     }
+    key.hash_set(&pairs);
+    let set = !pairs.is_empty();
     match change.expiry {
         Expiry::Keep => {}
         Expiry::Remove => key.set_expiry(None),

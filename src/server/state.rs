@@ -9,6 +9,7 @@ use feature_store_core::log_entry::{APPLIED, ENTITY_ID, EVENT_ID, FEATURES, FEAT
 use feature_store_core::registry::Registry;
 use feature_store_core::{Code, Error, Result};
 use lazy_static::lazy_static;
+use rustc_hash::FxHashMap;
 use std::cell::{Ref, RefCell, RefMut};
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -53,7 +54,7 @@ pub(crate) struct State {
     /// A load from the primary is under way.
     pub(crate) resyncing: bool,
     /// The registry prepared for the hot path.
-    prepared: HashMap<String, Prepared>,
+    prepared: FxHashMap<String, Prepared>,
     /// Consumers, replays, deletions.
     pub(crate) background: Background,
     /// Figures since the start.

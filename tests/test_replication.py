@@ -1,0 +1,648 @@
+"""Every copy is the same: replicas, full resyncs, coordinated failovers and promotions after a power cut.
+
+Plain XADDs are the load, native commands the oracle: a row must be the last value by event time of the entries that the
+stream holds up to the cursor, computed here from XRANGE, and two servers must agree on DEBUG DIGEST-VALUE of every key.
+"""
+
+import contextlib
+import itertools
+import json
+import random
+import threading
+import time
+
+import pytest
+import valkey
+from server import await_until
+
+LOG, DEAD_LETTERS = "fs:stream:profile", "fs:dlq:profile"
+SCHEMA = ("n", "INT", "score", "FLOAT", "label", "STRING")
+# 17 October 2025 and later: past, and far from any TTL in this file.
+EPOCH_S = 1_760_000_000
+QUICK = {"fs.sweep-interval": 10}
+AOF = {"appendonly": "yes", "appendfsync": "no"}
+
+
+def register(client, *options, view="profile", version=1, schema=SCHEMA):
+    words = ("VERSION", version, "ENTITY", "user", *options, "SCHEMA", *schema)
+    assert client.execute_command("FS.REGISTER", view, *words) == b"OK"
+
+
+def entry(entity, features, timestamp=None):
+    fields = {"entity_id": entity, "features": json.dumps(features), "feature_view": "profile"}
+    return fields | ({} if timestamp is None else {"timestamp": timestamp})
+
+
+def add(client, entity, features, timestamp=None):
+    return client.xadd(LOG, entry(entity, features, timestamp))
+
+
+def add_many(client, count, entities=50, start=0):
+    with client.pipeline(transaction=False) as pipeline:
+        for i in range(start, start + count):
+            add(pipeline, f"u{i % entities}", {"n": i}, EPOCH_S + i)
+        pipeline.execute()
+
+
+def figures(client, view="profile"):
+    flat = client.execute_command("FS.INFO", view)
+    return {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
+
+
+def group(client, log=LOG):
+    """The group `fs` as XINFO GROUPS tells it; {} where there is none."""
+    with contextlib.suppress(valkey.ResponseError):
+        return next((g for g in client.xinfo_groups(log) if g["name"] == b"fs"), {})
+    return {}
+
+
+def await_drained(client, log=LOG, timeout_s=30):
+    def is_drained():
+        at = group(client, log)
+        return at.get("lag") == 0 and at["entries-read"] == client.xinfo_stream(log)["entries-added"]
+
+    await_until(is_drained, timeout_s, what=f"the group fs to reach the end of {log}")
+
+
+def rows_by_entries(client, until="+", log=LOG):
+    """What the rows must hold by the entries of the stream: per feature the greatest event time, then the last."""
+    rows = {}
+    for _, fields in client.xrange(log, max=until):
+        held = rows.setdefault(fields[b"entity_id"], {})
+        for feature, value in json.loads(fields[b"features"]).items():
+            arrival = (float(fields[b"timestamp"]), value)
+            if feature not in held or arrival[0] >= held[feature][0]:
+                held[feature] = arrival
+    return {entity: {f: v for f, (_, v) in held.items()} for entity, held in rows.items()}
+
+
+def rows(client, features=(("n", int),), prefix="fs:v1:profile:"):
+    """The rows as HGETALL tells them."""
+    found = {}
+    for key in client.scan_iter(match=f"{prefix}*", count=1000):
+        row = client.hgetall(key)
+        found[key.removeprefix(prefix.encode())] = {
+            f: kind(row[f.encode()]) for f, kind in features if f.encode() in row
+        }
+    return found
+
+
+def everything(client):
+    """All that two copies must agree on."""
+    keys = sorted(client.scan_iter(count=1000))
+    streams = [key for key in keys if client.type(key) == b"stream"]
+    views = client.execute_command("FS.VIEWS")
+    return {
+        "digests": dict(zip(keys, client.execute_command("DEBUG", "DIGEST-VALUE", *keys), strict=True))
+        if keys
+        else {},
+        "expiries": {key: client.pexpiretime(key) for key in keys},
+        "groups": {key: client.xinfo_groups(key) for key in streams},
+        "streams": {key: client.xinfo_stream(key)["entries-added"] for key in streams},
+        "definitions": {
+            (name, version): client.execute_command("FS.DESCRIBE", name, "VERSION", version, "JSON")
+            for name, _, versions in views
+            for version in versions
+        },
+        "cursors": {name: figures(client, name)["cursor"] for name, _, _ in views},
+    }
+
+
+def assert_same(primary, replica):
+    """Compares what both hold, once the replica has caught up with a primary on which nothing moves."""
+    primary.await_replicated(replica)
+    ours, theirs = everything(primary.client()), everything(replica.client())
+    for aspect, expected in ours.items():
+        assert theirs[aspect] == expected, aspect
+
+
+class Writers:
+    """Threads that XADD one numbered update after another to whoever is the primary, until they are stopped.
+
+    Each has entities of its own and counts what was acknowledged. A refusal (READONLY) was not written; anything else
+    ends the thread and fails the test.
+    """
+
+    def __init__(self, servers, threads=2):
+        self.acknowledged = [0] * threads
+        self.failures = []
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._run, args=(place, [server.client() for server in servers]))
+            for place in range(threads)
+        ]
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, place, clients):
+        try:
+            turn = itertools.cycle(clients)
+            client = next(turn)
+            while not self._stop.is_set():
+                number = self.acknowledged[place] + 1
+                try:
+                    add(client, f"w{place}-{number % 20}", {"n": number}, EPOCH_S + number)
+                except valkey.ReadOnlyError:
+                    client = next(turn)
+                    continue
+                self.acknowledged[place] = number
+        except Exception as failure:
+            self.failures.append(failure)
+
+    def await_more(self, count):
+        before = sum(self.acknowledged)
+        await_until(
+            lambda: self.failures or sum(self.acknowledged) >= before + count, 30, f"{count} more entries"
+        )
+        assert not self.failures
+
+
+def fail_over(old, new):
+    """A coordinated failover, awaited at both ends."""
+    old.client().execute_command("FAILOVER", "TO", "127.0.0.1", new.port, "TIMEOUT", 20_000)
+    await_until(lambda: new.info("replication")["role"] == "master", 20, "the promotion")
+    await_until(
+        lambda: old.info("replication").get("master_link_status") == "up",
+        20,
+        "the old primary to follow the new one",
+    )
+
+
+# Equality
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_replica_equals_its_primary_after_any_mix_of_writes(fresh_server, seed):
+    primary = fresh_server(QUICK)
+    replica = primary.replica()
+    client, chance = primary.client(), random.Random(seed)
+    register(client, "TTL", "1d", "MAXLEN", 300, "EXTRA", "IGNORE")
+    now_s = int(time.time())
+    versions = itertools.count(2)
+    ran = set()
+
+    def key():
+        return f"fs:v1:profile:u{chance.randrange(12)}"
+
+    def update():
+        drawn = {"n": chance.choice([chance.randrange(9), None]), "score": chance.random(), "label": "ä\0\n"}
+        return {name: drawn[name] for name in chance.sample(sorted(drawn), chance.randint(1, 3))}
+
+    def at_ms():
+        return (now_s - chance.choice([0, 10, 20, 3_000, 90_000])) * 1000
+
+    def register_and_drop():
+        version = next(versions)
+        register(client, version=version, schema=("n", "FLOAT"))
+        client.execute_command("FS.REPLAY", "profile", "FROM", "0", "VERSION", version)
+        if chance.random() < 0.5:
+            client.execute_command("FS.DROP", "profile", "VERSION", version, "DATA")
+
+    def transaction():
+        with client.pipeline() as pipeline:
+            pipeline.execute_command("FS.PUBLISH", key(), "n", 1)
+            add(pipeline, "u1", {"n": 5}, now_s)
+            pipeline.execute_command("FS.PUBLISH", key(), "AT", at_ms(), "n", 2)
+            pipeline.execute()
+
+    def script():
+        publish = "redis.call('XADD', KEYS[2], '*', 'entity_id', 'u2', 'features', '{\"n\": 4}')"
+        client.eval(f"{publish} return redis.call('FS.PUBLISH', KEYS[1], 'n', '3')", 2, key(), LOG)
+
+    mix = {
+        "publish": lambda: client.execute_command("FS.PUBLISH", key(), "JSON", json.dumps(update())),
+        "publish at": lambda: client.execute_command(
+            "FS.PUBLISH", key(), "AT", at_ms(), "JSON", json.dumps(update())
+        ),
+        "publish event": lambda: client.execute_command("FS.PUBLISH", key(), "EVENT", "e\xff", "n", 7),
+        "publish nolog": lambda: client.execute_command("FS.PUBLISH", key(), "NOLOG", "label", b"\xff\0"),
+        "mpublish": lambda: client.execute_command(
+            "FS.MPUBLISH", key(), json.dumps(update()), key(), json.dumps(update() | {"_at": at_ms()})
+        ),
+        "del": lambda: client.execute_command("FS.DEL", key(), key()),
+        "xadd": lambda: add(client, key()[14:], update(), at_ms() / 1000),
+        "xadd invalid": lambda: add(client, "u1", {"n": "none"}),
+        "xadd extra": lambda: add(client, "u1", {"n": 1, "unknown": 2}),
+        "xadd trimming": lambda: client.xadd(LOG, entry("u4", {"n": 1}), maxlen=50),
+        "alter": lambda: client.execute_command(
+            "FS.ALTER", "profile", "VERSION", 1, "MAXLEN", chance.randint(100, 400)
+        ),
+        "register": register_and_drop,
+        "stop": lambda: client.execute_command("FS.CONSUMER", "STOP", "profile"),
+        "start": lambda: client.execute_command("FS.CONSUMER", "START", "profile"),
+        "consume": lambda: client.execute_command("FS.CONSUME", "profile", "COUNT", chance.randint(1, 9)),
+        "trim": lambda: client.execute_command("FS.TRIM", "profile", "MAXLEN", chance.randint(0, 90)),
+        "replay": lambda: client.execute_command("FS.REPLAY", "profile", "FROM", "0", "VERSION", 1),
+        "native": lambda: client.hset(key(), "label", "by hand"),
+        "native del": lambda: client.delete(key()),
+        "transaction": transaction,
+        "script": script,
+    }
+    weights = [8 if name.startswith(("publish", "xadd", "mpublish")) else 1 for name in mix]
+    for name in list(mix) + chance.choices(list(mix), weights, k=600):
+        mix[name]()
+        ran.add(name)
+    assert ran == set(mix)
+    client.execute_command("FS.CONSUMER", "START", "profile")
+    await_drained(client)
+    await_until(
+        lambda: "dropping" not in (f := figures_of_module(client)) or f["dropping"] == 0, what="the drops"
+    )
+    assert figures(client)["dead_letters"] > 0
+    assert figures(client)["superseded"] > 0
+    assert figures(client)["expired_on_arrival"] > 0
+    assert_same(primary, replica)
+
+
+def figures_of_module(client):
+    flat = client.execute_command("FS.INFO")
+    return {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
+
+
+# Failover, pause, promotion
+
+
+def consumed_by(servers):
+    return sum(figures(server.client())["consumed"] for server in servers)
+
+
+@pytest.mark.parametrize("settings", [QUICK, QUICK | AOF], ids=["memory", "aof"])
+def test_coordinated_failovers_under_load_lose_nothing_and_apply_nothing_twice(fresh_server, settings):
+    first = fresh_server(settings)
+    register(first.client(), "MAXLEN", 1_000_000)
+    second = first.replica({"repl-diskless-load": "on-empty-db"})
+    with Writers([first, second], threads=3) as writers:
+        for old, new in [(first, second), (second, first)] * 3:
+            writers.await_more(300)
+            # A backlog, so that the failover comes while the consumer writes.
+            add_many(old.client(), 2_000)
+            fail_over(old, new)
+            assert not writers.failures
+    client = first.client()
+    await_drained(client)
+    assert rows(client) == rows_by_entries(client)
+    assert consumed_by([first, second]) == client.xlen(LOG) == sum(writers.acknowledged) + 6 * 2_000
+    assert [figures(server.client())["lost_entries"] for server in (first, second)] == [0, 0]
+    for place, number in enumerate(writers.acknowledged):
+        assert client.hget(f"fs:v1:profile:w{place}-{number % 20}", "n") == str(number).encode()
+    assert_same(first, second)
+
+
+@pytest.mark.parametrize("settings", [QUICK, QUICK | AOF], ids=["memory", "aof"])
+def test_nothing_moves_while_writes_are_paused(fresh_server, settings):
+    primary = fresh_server(settings)
+    replica = primary.replica({"repl-diskless-load": "on-empty-db"})
+    client, other = primary.client(), primary.client()
+    register(client, "MAXLEN", 1_000_000)
+    register(client, view="gone", schema=("n", "INT"))
+    register(client, version=2)
+    client.execute_command("FS.ALTER", "profile", "VERSION", 2, "CONSUMER", "OFF")
+    for i in range(3_000):
+        client.hset(f"fs:v1:gone:{i}", "n", i)
+    client.execute_command("FS.CONSUMER", "STOP", "profile")
+    add_many(client, 10_000)
+    client.execute_command("FS.CONSUMER", "START", "profile")
+    client.execute_command("FS.DROP", "gone", "DATA")
+    replayed = []
+    replay = threading.Thread(
+        target=lambda: replayed.append(
+            other.execute_command("FS.REPLAY", "profile", "FROM", "0", "VERSION", 2)
+        )
+    )
+    replay.start()
+    # Consuming, replaying and deleting, all at once and none at its end, when the pause comes.
+    await_until(
+        lambda: (f := figures(client))["consumed"] > 100 and f["replaying"], what="the work to be under way"
+    )
+    client.client_pause(100_000, all=False)
+    assert figures(client)["consumer"] == b"waiting"
+    cursor, offset = figures(client)["cursor"], primary.info("replication")["master_repl_offset"]
+    held = client.execute_command("FS.INFO")
+    keys = client.dbsize()
+    # Thirty sweeps and hundreds of slices would fit in here.
+    time.sleep(0.3)
+    assert (figures(client)["cursor"], client.dbsize()) == (cursor, keys)
+    assert client.execute_command("FS.INFO") == held
+    # The primary's PINGs are all that replicas hear.
+    assert primary.info("replication")["master_repl_offset"] - offset < 100
+    assert figures(client)["lag_entries"] > 0
+    client.client_unpause()
+    await_drained(client)
+    replay.join()
+    assert replayed == [10_000]
+    await_until(lambda: not client.keys("fs:v1:gone:*"), what="the dropped rows to go")
+    expected = rows_by_entries(client)
+    assert rows(client) == expected
+    assert rows(client, prefix="fs:v2:profile:") == expected
+    assert figures(client)["consumed"] == 10_000
+    await_until(lambda: figures_of_module(client)["dropping"] == 0, what="the drop to end")
+    assert_same(primary, replica)
+
+
+def test_a_failover_ends_a_replay_with_a_sentence(fresh_server):
+    first = fresh_server(QUICK)
+    second = first.replica({"repl-diskless-load": "on-empty-db"})
+    client, other = first.client(), first.client()
+    register(client, "CONSUMER", "OFF", "MAXLEN", 100_000)
+    add_many(client, 20_000)
+    answers = []
+
+    def replay():
+        try:
+            answers.append(other.execute_command("FS.REPLAY", "profile", "FROM", "0"))
+        except valkey.ResponseError as error:
+            answers.append(str(error))
+
+    thread = threading.Thread(target=replay)
+    thread.start()
+    await_until(lambda: figures(client)["replaying"], what="the replay to begin")
+    fail_over(first, second)
+    thread.join()
+    assert isinstance(answers[0], str), answers
+    assert figures(second.client())["replaying"] is None
+    # It can be asked for again on the new primary.
+    assert second.client().execute_command("FS.REPLAY", "profile", "FROM", "0") == 20_000
+    assert rows(second.client()) == rows_by_entries(second.client())
+    assert_same(second, first)
+
+
+def test_deleting_dropped_data_goes_on_after_a_failover(fresh_server):
+    first = fresh_server(QUICK)
+    second = first.replica({"repl-diskless-load": "on-empty-db"})
+    client = first.client()
+    register(client)
+    with client.pipeline(transaction=False) as pipeline:
+        for i in range(20_000):
+            pipeline.hset(f"fs:v1:profile:{i}", "n", i)
+        pipeline.set("fs:v1:profiles:1", "another view's")
+        add(pipeline, "u1", {"n": 1})
+        pipeline.execute()
+    client.execute_command("FS.DROP", "profile", "DATA")
+    await_until(lambda: client.dbsize() < 19_000, what="the deletion to be under way")
+    fail_over(first, second)
+    new = second.client()
+    assert 1 < new.dbsize()
+    with pytest.raises(valkey.ResponseError, match="BUSY"):
+        register(new)
+    await_until(lambda: figures_of_module(new)["dropping"] == 0, what="the drop to end")
+    assert new.keys() == [b"fs:v1:profiles:1"]
+    register(new)
+    assert_same(second, first)
+
+
+def test_a_replica_promoted_after_a_power_cut_goes_on_from_the_cursor(fresh_server):
+    for cut_after in (200, 1_000, 3_000):
+        primary = fresh_server(QUICK)
+        replica = primary.replica({"repl-diskless-load": "on-empty-db"})
+        register(primary.client(), "MAXLEN", 1_000_000)
+        primary.client().execute_command("FS.CONSUMER", "STOP", "profile")
+        add_many(primary.client(), 5_000)
+        primary.await_replicated(replica)
+        primary.client().execute_command("FS.CONSUMER", "START", "profile")
+        client = replica.client()
+        await_until(
+            lambda least=cut_after, at=client: rows_at(at) >= least, what="the replica to hear of rows"
+        )
+        primary.kill()
+        # Rows and cursor moved in one unit: what the replica holds is exactly what its cursor says.
+        consumed = group(client)["entries-read"]
+        assert cut_after <= consumed < 5_000
+        cursor = group(client)["last-delivered-id"]
+        assert rows(client) == rows_by_entries(client, until=cursor)
+        client.replicaof("NO", "ONE")
+        await_drained(client)
+        assert rows(client) == rows_by_entries(client)
+        assert (figures(client)["consumed"], figures(client)["lost_entries"]) == (5_000 - consumed, 0)
+        # And it takes new entries.
+        add(client, "new", {"n": 1}, EPOCH_S)
+        await_until(lambda at=client: at.exists("fs:v1:profile:new"), what="the new entry's row")
+
+
+def rows_at(client):
+    return group(client).get("entries-read") or 0
+
+
+# Full resync
+
+
+def definitions(client):
+    return {
+        name: client.execute_command("FS.DESCRIBE", name, "JSON")
+        for name, _, _ in client.execute_command("FS.VIEWS")
+    }
+
+
+def await_synced(replica, primary):
+    await_until(
+        lambda: replica.info("replication")["master_link_status"] == "up", 30, "the link to the primary"
+    )
+    primary.await_replicated(replica)
+
+
+LOADS = ["disabled", "on-empty-db", "swapdb"]
+
+
+@pytest.mark.parametrize("load", LOADS)
+def test_a_replica_attached_in_full_flow_equals_the_primary(fresh_server, load):
+    primary = fresh_server(QUICK)
+    client = primary.client()
+    register(client, "MAXLEN", 1_000_000, "TTL", "7d")
+    # Old updates expire on arrival; these are of today.
+    now_s = int(time.time()) - 3600
+    with client.pipeline(transaction=False) as pipeline:
+        for i in range(5_000):
+            add(pipeline, f"u{i % 50}", {"n": i}, now_s + i / 10)
+        pipeline.execute()
+    with Writers([primary]) as writers:
+        first = primary.replica({"repl-diskless-load": load})
+        writers.await_more(300)
+        second = primary.replica({"repl-diskless-load": load})
+        writers.await_more(300)
+    await_drained(client)
+    for replica in (first, second):
+        assert_same(primary, replica)
+
+
+@pytest.mark.parametrize("load", LOADS)
+def test_a_full_resync_replaces_the_definitions_also_by_nothing(fresh_server, load):
+    defined, bare = fresh_server(QUICK), fresh_server(QUICK)
+    register(defined.client(), schema=("theirs", "INT"))
+    register(defined.client(), view="common", schema=("theirs", "INT"))
+    defined.client().execute_command("FS.CONSUMER", "STOP", "common")
+    replica = fresh_server(QUICK | {"repl-diskless-load": load})
+    client = replica.client()
+    register(client, schema=("ours", "FLOAT"))
+    register(client, view="own", schema=("ours", "FLOAT"))
+    register(client, version=2, view="common", schema=("ours", "FLOAT"))
+    client.execute_command("FS.PUBLISH", "fs:v1:own:u1", "ours", 1)
+    client.replicaof("127.0.0.1", defined.port)
+    await_synced(replica, defined)
+    assert definitions(client) == definitions(defined.client())
+    assert not client.keys("fs:v1:own*")
+    with pytest.raises(valkey.ResponseError, match="NOVIEW"):
+        client.execute_command("FS.GET", "fs:v1:own:u1")
+    client.replicaof("127.0.0.1", bare.port)
+    await_synced(replica, bare)
+    assert client.execute_command("FS.VIEWS") == []
+    # What it was told is what it keeps as a primary.
+    client.replicaof("NO", "ONE")
+    register(client, view="own", schema=("n", "INT"))
+    client.xadd("fs:stream:own", {"entity_id": "u1", "features": '{"n": 5}'})
+    await_until(lambda: client.hget("fs:v1:own:u1", "n") == b"5", what="the row")
+
+
+def test_a_failed_resync_keeps_the_old_definitions(fresh_server):
+    # A transfer that would take minutes, read as it comes: the load is under way when the sender dies.
+    primary = fresh_server(QUICK | {"rdb-key-save-delay": 20_000, "rdbcompression": "no"})
+    register(primary.client(), schema=("theirs", "INT"))
+    with primary.client().pipeline(transaction=False) as pipeline:
+        for i in range(5_000):
+            pipeline.set(f"filler{i}", "x" * 5_000)
+        pipeline.execute()
+    replica = fresh_server(QUICK | {"repl-diskless-load": "on-empty-db"})
+    client = replica.client()
+    register(client, schema=("ours", "FLOAT"))
+    register(client, view="own", schema=("ours", "FLOAT"))
+    before = definitions(client)
+    client.replicaof("127.0.0.1", primary.port)
+    await_until(lambda: "Loading DB in memory" in replica.log(), 20, "the load to begin")
+    primary.kill()
+    await_until(lambda: is_answering(client), 20, "the load to fail")
+    client.replicaof("NO", "ONE")
+    assert "the load failed, the definitions stay as they were" in replica.log()
+    assert definitions(client) == before
+    assert client.execute_command("FS.PUBLISH", "fs:v1:own:u2", "ours", 2)
+    assert client.execute_command("FS.GET", "fs:v1:own:u2") == [b"ours", b"2"]
+
+
+def is_answering(client):
+    try:
+        return (
+            client.info("persistence")["loading"] == 0
+            and client.info("replication")["master_sync_in_progress"] == 0
+        )
+    except valkey.ConnectionError:
+        return False
+
+
+def test_a_replica_of_a_replica_is_the_same_and_can_be_promoted(fresh_server):
+    primary = fresh_server(QUICK)
+    middle = primary.replica({"repl-diskless-load": "on-empty-db"})
+    register(primary.client())
+    last = middle.replica({"replicaof": f"127.0.0.1 {middle.port}", "repl-diskless-load": "on-empty-db"})
+    client = primary.client()
+    client.execute_command("FS.PUBLISH", "fs:v1:profile:p", "label", "published")
+    client.execute_command("FS.ALTER", "profile", "ADD", "more", "INT", "DEFAULT", 3)
+    add_many(client, 2_000)
+    add(client, "u1", {"n": "no number"})
+    await_drained(client)
+    assert_same(primary, middle)
+    assert_same(middle, last)
+    last.client().replicaof("NO", "ONE")
+    add(last.client(), "u1", {"more": 4}, EPOCH_S + 9_999)
+    await_until(
+        lambda: last.client().hget("fs:v1:profile:u1", "more") == b"4", what="the promoted server's row"
+    )
+    assert figures(last.client())["consumed"] == 1
+
+
+# Replicas
+
+
+def test_a_replica_neither_consumes_nor_writes(fresh_server):
+    primary = fresh_server(QUICK)
+    replica = primary.replica({"repl-diskless-load": "on-empty-db"})
+    client = primary.client()
+    register(client, version=2)
+    register(client, version=1, schema=("n", "INT"))
+    client.execute_command("FS.CONSUMER", "STOP", "profile")
+    add_many(client, 100)
+    primary.await_replicated(replica)
+    # The stop is lifted on the replica's copy by the same command as everywhere; that it is a replica must hold it.
+    client.execute_command("FS.CONSUMER", "START", "profile")
+    await_drained(client)
+    primary.await_replicated(replica)
+    told = figures(replica.client())
+    assert (told["consumer"], told["consumed"], told["lag_entries"]) == (b"replica", 0, 0)
+    assert_same(primary, replica)
+    refused = [
+        ("FS.PUBLISH", "fs:v1:profile:u1", "n", 1),
+        ("FS.MPUBLISH", "fs:v1:profile:u1", '{"n": 1}'),
+        ("FS.DEL", "fs:v1:profile:u1"),
+        ("FS.REGISTER", "other", "ENTITY", "u", "SCHEMA", "n", "INT"),
+        ("FS.ALTER", "profile", "TTL", "1d"),
+        ("FS.DROP", "profile"),
+        ("FS.CONSUMER", "STOP", "profile"),
+        ("FS.CONSUME", "profile"),
+        ("FS.REPLAY", "profile", "FROM", "0"),
+        ("FS.TRIM", "profile", "MAXLEN", 0),
+        ("FS.EFFECT", "fs:v1:profile:u1", "x"),
+    ]
+    for command in refused:
+        with pytest.raises(valkey.ResponseError, match="read only replica|NOPERM"):
+            replica.client().execute_command(*command)
+    assert_same(primary, replica)
+
+
+def test_reading_commands_answer_the_same_on_a_replica(fresh_server):
+    primary = fresh_server(QUICK)
+    replica = primary.replica({"repl-diskless-load": "on-empty-db"})
+    client = primary.client()
+    schema = ("n", "INT", "DEFAULT", 7, "score", "FLOAT", "flag", "BOOL", "label", "STRING", "v", "VECTOR", 2)
+    register(client, "TTL", "30d", schema=schema)
+    key = "fs:v1:profile:u1"
+    client.execute_command("FS.PUBLISH", key, "score", "0.1", "flag", "true", "v", "[1, 2.5]")
+    client.execute_command("FS.PUBLISH", "fs:v1:profile:u2", "JSON", '{"n": 4, "label": "x"}')
+    add(client, "u3", {"n": 9}, time.time())
+    await_drained(client)
+    primary.await_replicated(replica)
+    reads = [
+        ("FS.GET", key),
+        ("FS.GET", key, "label", "n"),
+        ("FS.GET", "fs:v1:profile:none"),
+        ("FS.MGET", "*", key, "fs:v1:profile:u2", "fs:v1:profile:none", "fs:v1:profile:u3"),
+        ("FS.TENSOR", "n,score,flag,v", key, "fs:v1:profile:u2"),
+        ("FS.DESCRIBE", "profile", "JSON"),
+        ("FS.DESCRIBE", "profile"),
+        ("FS.VIEWS",),
+    ]
+    theirs = replica.client()
+    for command in reads:
+        answer = client.execute_command(*command)
+        assert answer and theirs.execute_command(*command) == answer, command
+    scanned = theirs.execute_command("FS.SCAN", "profile", 0, "COUNT", 1000)
+    assert (scanned[0], sorted(scanned[1])) == (b"0", [b"u1", b"u2", b"u3"])
+    status = theirs.execute_command("FS.GET", key, "WITHSTATUS", "n", "score")
+    assert [status[1][:2], status[3][:2]] == [[7, b"DEFAULT"], [b"0.1", b"PRESENT"]]
+    assert b"_updated_at" not in theirs.execute_command("FS.EXPLAIN", key)
+    assert figures(theirs)["length"] == 3
+
+
+def test_stops_and_deletions_hold_after_a_promotion(fresh_server):
+    primary = fresh_server(QUICK)
+    replica = primary.replica({"repl-diskless-load": "on-empty-db"})
+    client = primary.client()
+    register(client)
+    client.execute_command("FS.CONSUMER", "STOP", "profile")
+    add(client, "gone", {"n": 1}, EPOCH_S)
+    add(client, "kept", {"n": 1}, EPOCH_S)
+    client.execute_command("FS.DEL", "fs:v1:profile:gone")
+    primary.await_replicated(replica)
+    primary.kill()
+    client = replica.client()
+    client.replicaof("NO", "ONE")
+    assert figures(client)["consumer"] == b"stopped"
+    assert figures(client)["tombstones"] == 1
+    client.execute_command("FS.CONSUMER", "START", "profile")
+    await_drained(client)
+    assert rows(client) == {b"kept": {"n": 1}}
+    add(client, "gone", {"n": 2}, EPOCH_S)
+    await_until(lambda: rows(client).get(b"gone") == {"n": 2}, what="a later entry's row")
