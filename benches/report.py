@@ -99,7 +99,7 @@ class Result:
             count,
             native,
             module,
-            self.compared.text() + sign,
+            self.compared.text(3) + sign,
             reach,
             met,
         ]

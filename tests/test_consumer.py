@@ -93,11 +93,11 @@ def newest(arrivals):
     return {entity: row for entity, row in rows.items() if row}
 
 
-def rows_by_entries(client, until="+", log=LOG):
+def rows_by_entries(client, since="-", until="+", log=LOG):
     """What the rows must hold by the entries that are in the stream."""
     return newest(
         (fields[b"entity_id"].decode(), json.loads(fields[b"features"]), float(fields[b"timestamp"]))
-        for _, fields in client.xrange(log, max=until)
+        for _, fields in client.xrange(log, since, until)
     )
 
 
@@ -412,7 +412,7 @@ def test_the_group_may_be_changed_by_hand(fresh_server, command, again):
     for i in range(100):
         client.execute_command("FS.PUBLISH", "fs:v1:profile:p", "AT", (EPOCH_S + i) * 1000, "n", i)
     add_many(client, 10, start=5_000)
-    await_until(lambda: figures(client)["consumed"] >= 5_000 + again + 10, what="all entries")
+    await_until(lambda: figures(client)["consumed"] >= 5_000 + again + 10, 5, what="all entries")
     await_drained(client)
     assert figures(client)["consumed"] == 5_000 + again + 10
     assert rows(client) == rows_by_entries(client)
@@ -428,3 +428,700 @@ def test_a_group_made_by_hand_decides_where_reading_begins(fresh_server):
     assert figures(client)["consumed"] == 40
     assert (figures(client)["cursor"], figures(client)["lost_entries"]) == (ids[-1], 0)
     await_drained(client)
+
+
+def test_a_wrong_count_of_read_entries_hides_none(fresh_server):
+    client = fresh_server().client()
+    register(client)
+    consumer(client, "STOP")
+    add_many(client, 5_000)
+    client.execute_command("XGROUP", "CREATE", LOG, GROUP, "0", "ENTRIESREAD", 5_000)
+    consumer(client, "START")
+    for _ in range(3):
+        # Each makes the consumer look anew.
+        consumer(client, "STOP")
+        consumer(client, "START")
+        client.execute_command("FS.PUBLISH", "fs:v1:profile:p", "AT", EPOCH_S * 1000, "n", 0)
+    await_until(lambda: figures(client)["consumed"] == 5_000, 5, what="all entries")
+    assert rows(client) == rows_by_entries(client)
+
+
+# Streams that come and go
+
+
+def feed(client, log, ids):
+    """Entries with these ids, one row each."""
+    for id in ids:
+        add(client, f"e{id}", {"n": 1}, EPOCH_S, log=log, id=id)
+    return {f"e{id}": {"n": 1} for id in ids}
+
+
+def ids_around(client):
+    """Ids before and after those in the log, as a second producer's stream holds them."""
+    ms = int(client.xinfo_stream(LOG)["last-generated-id"].split(b"-")[0])
+    return ["1-1", "2-1", f"{ms - 60_000}-0", f"{ms + 1}-0", f"{ms + 2}-5"]
+
+
+def deleted(client, ids):
+    client.delete(LOG)
+    return feed(client, LOG, ids)
+
+
+def deleted_in_a_transaction(client, ids):
+    with client.pipeline() as pipeline:
+        pipeline.delete(LOG)
+        expected = feed(pipeline, LOG, ids)
+        pipeline.execute()
+    return expected
+
+
+def renamed(client, ids):
+    expected = feed(client, "incoming", ids)
+    client.rename("incoming", LOG)
+    return expected
+
+
+def copied(client, ids):
+    expected = feed(client, "incoming", ids)
+    client.copy("incoming", LOG, replace=True)
+    return expected
+
+
+def restored(client, ids):
+    expected = feed(client, "incoming", ids)
+    client.restore(LOG, 0, client.dump("incoming"), replace=True)
+    return expected
+
+
+def copied_from_another_database(client, ids):
+    expected = feed(client, "incoming", ids)
+    client.move("incoming", 1)
+    client.select(1)
+    client.execute_command("COPY", "incoming", LOG, "DB", 0, "REPLACE")
+    client.select(0)
+    return expected
+
+
+def overwritten(client, ids):
+    client.set(LOG, "no stream")
+    with pytest.raises(valkey.ResponseError, match="WRONGTYPE"):
+        client.execute_command("FS.PUBLISH", "fs:v1:profile:p", "n", 1)
+    client.delete(LOG)
+    return feed(client, LOG, ids)
+
+
+def expired(client, ids):
+    client.pexpire(LOG, 1)
+    await_until(lambda: not client.exists(LOG), what="the log to expire")
+    return feed(client, LOG, ids)
+
+
+def swapped(client, ids):
+    client.select(1)
+    expected = feed(client, LOG, ids)
+    client.select(0)
+    client.swapdb(0, 1)
+    return expected
+
+
+def flushed(client, ids):
+    client.flushall()
+    return feed(client, LOG, ids)
+
+
+REPLACEMENTS = [
+    deleted,
+    deleted_in_a_transaction,
+    renamed,
+    copied,
+    restored,
+    copied_from_another_database,
+    overwritten,
+    expired,
+    swapped,
+    flushed,
+]
+
+
+@pytest.mark.parametrize("replace", REPLACEMENTS, ids=lambda f: f.__name__)
+def test_another_stream_under_the_key_is_read_from_its_start(store, replace):
+    client = store.client(single_connection_client=True)
+    add_many(client, 10)
+    await_drained(client)
+    expected = replace(client, ids_around(client))
+    await_until(lambda: expected.items() <= rows(client).items(), 5, what=f"the rows {sorted(expected)}")
+    await_drained(client)
+    assert figures(client)["lost_entries"] == 0
+    add(client, "last", {"n": 2}, EPOCH_S)
+    await_until(lambda: "last" in rows(client), what="the row of a later entry")
+
+
+@pytest.mark.parametrize("replace", [deleted, renamed], ids=lambda f: f.__name__)
+def test_a_stopped_consumer_reads_another_stream_from_its_start_as_well(store, replace):
+    client = store.client(single_connection_client=True)
+    add_many(client, 10)
+    await_drained(client)
+    consumer(client, "STOP")
+    expected = replace(client, ids_around(client))
+    consumer(client, "START")
+    await_until(lambda: expected.items() <= rows(client).items(), 5, what=f"the rows {sorted(expected)}")
+
+
+def test_a_stream_that_brings_its_own_group_goes_on_from_there(store):
+    client = store.client()
+    ids = add_many(client, 10, log="fs:stream:elsewhere")
+    client.xgroup_create("fs:stream:elsewhere", GROUP, id=ids[6], entries_read=7)
+    add_many(client, 5)
+    await_drained(client)
+    client.delete(*client.keys("fs:v1:*"))
+    client.rename("fs:stream:elsewhere", LOG)
+    await_drained(client)
+    assert sorted(rows(client)) == ["u7", "u8", "u9"]
+    assert (figures(client)["consumed"], figures(client)["lost_entries"]) == (5 + 3, 0)
+
+
+def test_the_log_in_another_database_is_none(store):
+    client, elsewhere = store.client(), store.client(db=1)
+    add_many(elsewhere, 10)
+    with pytest.raises(valkey.ResponseError, match="database 0"):
+        elsewhere.execute_command("FS.CONSUME", "profile")
+    add(client, "u1", {"n": 1})
+    await_drained(client)
+    assert figures(client)["consumed"] == 1
+    assert elsewhere.keys() == [LOG.encode()] and elsewhere.xinfo_groups(LOG) == []
+
+
+# What is removed before it was read
+
+
+def trim_exactly(client):
+    client.xtrim(LOG, maxlen=250, approximate=False)
+
+
+def trim_by_id(client):
+    client.xtrim(LOG, minid=client.xrevrange(LOG)[249][0], approximate=False)
+
+
+def trim_while_adding(client):
+    client.xadd(LOG, entry("u1", {"n": 1}), maxlen=251, approximate=False)
+
+
+def delete_the_first(client):
+    client.xdel(LOG, *[id for id, _ in client.xrange(LOG)[:-250]])
+
+
+def delete_the_last(client):
+    client.xdel(LOG, *[id for id, _ in client.xrange(LOG)[250:]])
+
+
+def delete_some_between(client):
+    ids = [id for id, _ in client.xrange(LOG)]
+    client.xdel(LOG, *ids[:50], *ids[200:650], *ids[-250:])
+
+
+def delete_all(client):
+    client.xdel(LOG, *[id for id, _ in client.xrange(LOG)])
+
+
+REMOVALS = [
+    (trim_exactly, 750),
+    (trim_by_id, 750),
+    (trim_while_adding, 750),
+    (delete_the_first, 750),
+    (delete_the_last, 750),
+    (delete_some_between, 750),
+    (delete_all, 1_000),
+]
+
+
+@pytest.mark.parametrize("remove, lost", REMOVALS, ids=lambda p: getattr(p, "__name__", p))
+def test_entries_removed_ahead_of_the_cursor_are_counted_exactly(store, remove, lost):
+    client = store.client()
+    add_many(client, 300)
+    await_drained(client)
+    consumer(client, "STOP")
+    client.xtrim(LOG, maxlen=0, approximate=False)
+    add_many(client, 1_000)
+    remove(client)
+    left = client.xlen(LOG)
+    consumer(client, "START")
+    await_until(lambda: figures(client)["lost_entries"], 5, what="the loss to be counted")
+    told = figures(client)
+    assert (told["lost_entries"], told["consumed"], told["lag_entries"]) == (lost, 300 + left, 0)
+    assert f"fs: {lost} entries of view 'profile' were removed from the log before they were consumed" in store.log()
+    # Counted once, however often somebody looks again.
+    client.execute_command("XGROUP", "DESTROY", LOG, GROUP)
+    add_many(client, 10)
+    await_drained(client)
+    assert figures(client)["lost_entries"] == lost
+
+
+@pytest.mark.parametrize("remove", [remove for remove, _ in REMOVALS], ids=lambda f: f.__name__)
+def test_the_group_has_no_lag_at_the_end_whatever_was_removed(store, remove):
+    client = store.client()
+    add_many(client, 300)
+    await_drained(client)
+    consumer(client, "STOP")
+    add_many(client, 700)
+    remove(client)
+    consumer(client, "START")
+    await_until(lambda: figures(client)["lost_entries"], 5, what="the loss to be counted")
+    await_drained(client, timeout_s=2)
+
+
+def test_entries_that_a_consumer_stopped_from_the_beginning_never_saw_are_lost_as_well(store):
+    client = store.client()
+    consumer(client, "STOP")
+    add_many(client, 1_000)
+    client.xtrim(LOG, maxlen=250, approximate=False)
+    consumer(client, "START")
+    await_drained(client)
+    assert (figures(client)["consumed"], figures(client)["lost_entries"]) == (250, 750)
+
+
+def test_entries_removed_after_they_were_read_are_not_lost(store):
+    client = store.client()
+    ids = add_many(client, 500)
+    await_drained(client)
+    client.xdel(LOG, *ids[10:20], ids[-1])
+    client.xtrim(LOG, maxlen=100, approximate=False)
+    add_many(client, 10)
+    await_drained(client)
+    client.xtrim(LOG, maxlen=0, approximate=False)
+    add_many(client, 10)
+    await_drained(client)
+    assert (figures(client)["lost_entries"], figures(client)["consumed"]) == (0, 520)
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_own_trimming_never_drops_what_is_not_consumed(fresh_server, restart):
+    server = fresh_server()
+    client = server.client()
+    register(client, "MAXLEN", 100)
+    add_many(client, 50)
+    await_drained(client)
+    consumer(client, "STOP")
+    arrivals = []
+    for i in range(500):
+        arrivals += [(f"x{i}", {"n": i}, EPOCH_S), (f"p{i}", {"n": i}, EPOCH_S)]
+        add(client, *arrivals[-2])
+        client.execute_command("FS.PUBLISH", f"fs:v1:profile:p{i}", "AT", EPOCH_S * 1000, "n", i)
+    client.execute_command("FS.TRIM", "profile", "MAXLEN", 0)
+    if restart:
+        server.restart()
+        client = server.client()
+        client.execute_command("FS.PUBLISH", "fs:v1:profile:p", "AT", EPOCH_S * 1000, "n", 1)
+        client.execute_command("FS.TRIM", "profile", "MAXLEN", 0)
+    assert client.xlen(LOG) == 1_000 + restart
+    consumer(client, "START")
+    await_drained(client)
+    expected = newest(arrivals) | {f"u{i}": {"n": i} for i in range(50)} | ({"p": {"n": 1}} if restart else {})
+    assert rows(client) == expected
+    assert (figures(client)["lost_entries"], client.xlen(LOG) <= 200) == (0, True)
+
+
+def stopped_after_a_look(server, client):
+    add_many(client, 10)
+    await_drained(client)
+    consumer(client, "STOP")
+    return client
+
+
+def stopped_before_the_first_look(server, client):
+    consumer(client, "STOP")
+    add_many(client, 10)
+    return client
+
+
+def stopped_and_restarted(server, client):
+    stopped_after_a_look(server, client)
+    server.restart()
+    return server.client()
+
+
+STOPS = [stopped_after_a_look, stopped_before_the_first_look, stopped_and_restarted]
+
+
+@pytest.mark.parametrize("stop", STOPS, ids=lambda f: f.__name__)
+def test_the_hard_cap_drops_and_counts(fresh_server, stop):
+    server = fresh_server({"fs.log-hard-cap": 500})
+    client = server.client()
+    register(client, "MAXLEN", 100)
+    client = stop(server, client)
+    before = figures(client)["consumed"]
+    client.execute_command("FS.TRIM", "profile", "MAXLEN", 0)
+    waiting = figures(client)["lag_entries"]
+    add_many(client, 2_000, entities=2_000)
+    client.execute_command("FS.PUBLISH", "fs:v1:profile:p", "AT", EPOCH_S * 1000, "n", 1)
+    client.execute_command("FS.PUBLISH", "fs:v1:profile:p", "AT", EPOCH_S * 1000, "n", 2)
+    left = client.xlen(LOG)
+    # Trimming keeps whole blocks of 100 entries.
+    assert 500 <= left <= 600
+    kept = rows_by_entries(client)
+    consumer(client, "START")
+    await_drained(client)
+    assert kept.items() <= rows(client).items()
+    told = figures(client)
+    assert (told["lost_entries"], told["consumed"] - before) == (2_002 + waiting - left, left - 2)
+    # A larger cap keeps more.
+    client.config_set("fs.log-hard-cap", 5_000)
+    consumer(client, "STOP")
+    add_many(client, 2_000, entities=2_000)
+    client.execute_command("FS.PUBLISH", "fs:v1:profile:p", "AT", EPOCH_S * 1000, "n", 1)
+    assert client.xlen(LOG) >= 2_001
+
+
+def test_what_publishing_trims_while_nobody_consumes_is_not_lost(store):
+    client = store.client()
+    register(client, "MAXLEN", 100, view="quiet")
+    client.execute_command("FS.PUBLISH", "fs:v1:quiet:u1", "n", 0)
+    await_drained(client, "fs:stream:quiet")
+    client.execute_command("FS.ALTER", "quiet", "CONSUMER", "OFF")
+    for i in range(1_000):
+        client.execute_command("FS.PUBLISH", "fs:v1:quiet:u1", "n", i)
+    client.execute_command("FS.ALTER", "quiet", "CONSUMER", "ON")
+    await_drained(client, "fs:stream:quiet")
+    assert client.xlen("fs:stream:quiet") <= 200
+    assert figures(client, "quiet")["lost_entries"] == 0
+
+
+# Commands on consumers
+
+
+def test_consuming_by_hand_goes_step_by_step(store):
+    client = store.client()
+    consumer(client, "STOP")
+    assert client.execute_command("FS.CONSUME", "profile") == [0, None]
+    ids = add_many(client, 2_500)
+    done = 0
+    for count in (1, 2, 127, 128, 129, 1):
+        done += count
+        assert client.execute_command("FS.CONSUME", "profile", "COUNT", count) == [count, ids[done - 1]]
+        assert group(client)["last-delivered-id"] == ids[done - 1]
+        assert (group(client)["entries-read"], group(client)["lag"]) == (done, 2_500 - done)
+        assert figures(client)["lag_entries"] == 2_500 - done
+        assert rows(client) == rows_by_entries(client, until=ids[done - 1])
+    with client.pipeline() as pipeline:
+        pipeline.execute_command("FS.CONSUME", "profile")
+        pipeline.xlen(LOG)
+        assert pipeline.execute()[0] == [1_000, ids[done + 999]]
+    script = "return redis.call('FS.CONSUME', 'profile', 'COUNT', '10000')"
+    assert client.eval(script, 0) == [2_500 - done - 1_000, ids[-1]]
+    assert client.execute_command("FS.CONSUME", "profile", "COUNT", 5) == [0, ids[-1]]
+    assert (figures(client)["consumer"], figures(client)["consumed"]) == (b"stopped", 2_500)
+    for words in (["COUNT", 0], ["COUNT", -1], ["COUNT", "x"], ["COUNT"], ["COUNT", 1, 2]):
+        with pytest.raises(valkey.ResponseError):
+            client.execute_command("FS.CONSUME", "profile", *words)
+
+
+def test_consuming_by_hand_while_the_consumer_runs_applies_nothing_twice(store):
+    client = store.client()
+    for start in range(0, 20_000, 2_000):
+        add_many(client, 2_000, start=start)
+        client.execute_command("FS.CONSUME", "profile", "COUNT", 300)
+    await_drained(client)
+    assert figures(client)["consumed"] == 20_000
+    assert rows(client) == rows_by_entries(client)
+
+
+def test_a_stopped_consumer_stands_still_and_goes_on_where_it_stood(store):
+    client = store.client()
+    add_many(client, 20_000)
+    for _ in range(5):
+        before = figures(client)["consumed"]
+        await_until(lambda least=before + 500: figures(client)["consumed"] > least, what="some progress")
+        consumer(client, "STOP")
+        told = figures(client)
+        if told["lag_entries"] == 0:
+            break
+        assert (told["consumer"], told["lag_ms"] > 0) == (b"stopped", True)
+        assert rows(client) == rows_by_entries(client, until=told["cursor"])
+        assert figures(client) | {"lag_ms": 0} == told | {"lag_ms": 0}
+        consumer(client, "START")
+    consumer(client, "START")
+    await_drained(client)
+    assert figures(client)["consumed"] == 20_000
+
+
+def test_a_deleted_row_is_not_brought_back_by_the_backlog(store):
+    client = store.client()
+    register(client, version=2)
+    consumer(client, "STOP")
+    add(client, "a", {"n": 1}, EPOCH_S)
+    add(client, "b", {"n": 1}, EPOCH_S)
+    client.execute_command("FS.PUBLISH", "fs:v1:profile:a", "label", "x")
+    # Row a is there, row b is not yet: both are deleted as far as the backlog goes, under version 1 alone.
+    assert client.execute_command("FS.DEL", "fs:v1:profile:a", "fs:v1:profile:b") == 1
+    add(client, "b", {"n": 2}, EPOCH_S - 50)
+    assert figures(client)["tombstones"] == 2
+    consumer(client, "START")
+    await_drained(client)
+    assert rows(client) == {"b": {"n": 2}}
+    assert rows(client, "fs:v2:profile:") == {"a": {"n": 1}, "b": {"n": 1}}
+    add(client, "a", {"n": 3}, EPOCH_S - 99)
+    await_until(lambda: rows(client).get("a") == {"n": 3}, what="the row of a later entry")
+    await_until(lambda: figures(client)["tombstones"] == 0, what="the deletions to be forgotten")
+
+
+def test_deleting_in_full_flow_and_in_one_transaction_with_entries(store):
+    client = store.client()
+    for i in range(200):
+        with client.pipeline() as pipeline:
+            for j in range(20):
+                add(pipeline, f"e{i}-{j % 4}", {"n": j}, EPOCH_S + j)
+            pipeline.execute_command("FS.DEL", f"fs:v1:profile:e{i}-0", f"fs:v1:profile:e{i}-1")
+            add(pipeline, f"e{i}-1", {"n": -1}, EPOCH_S)
+            pipeline.execute()
+    await_drained(client)
+    expected = {f"e{i}-{j}": {"n": n} for i in range(200) for j, n in ((1, -1), (2, 18), (3, 19))}
+    assert rows(client) == expected
+
+
+def flush_another_database(server):
+    server.client(db=1).set("k", "v")
+    server.client(db=1).flushdb()
+
+
+def swap_other_databases(server):
+    server.client().swapdb(1, 2)
+
+
+def make_the_log_anew(server):
+    # With ids below those that the deletion saw.
+    server.client().delete(LOG)
+
+
+@pytest.mark.parametrize("happen", [flush_another_database, swap_other_databases], ids=lambda f: f.__name__)
+def test_a_deletion_outlives_what_happens_in_other_databases(store, happen):
+    client = store.client()
+    consumer(client, "STOP")
+    add(client, "gone", {"n": 1}, EPOCH_S)
+    add(client, "kept", {"n": 1}, EPOCH_S)
+    client.execute_command("FS.DEL", "fs:v1:profile:gone")
+    happen(store)
+    consumer(client, "START")
+    await_drained(client)
+    assert rows(client) == {"kept": {"n": 1}}
+
+
+def test_a_deletion_does_not_hide_entries_of_a_new_log(store):
+    client = store.client()
+    consumer(client, "STOP")
+    add(client, "u1", {"n": 1}, EPOCH_S)
+    client.execute_command("FS.DEL", "fs:v1:profile:u1")
+    client.delete(LOG)
+    add(client, "u1", {"n": 2}, EPOCH_S, id="1-1")
+    consumer(client, "START")
+    await_drained(client)
+    assert rows(client) == {"u1": {"n": 2}}
+
+
+def test_trimming_by_command_spares_what_is_not_consumed(store):
+    client = store.client()
+    add_many(client, 100)
+    await_drained(client)
+    consumer(client, "STOP")
+    add_many(client, 50)
+    assert client.execute_command("FS.TRIM", "profile", "MAXLEN", 120) == 30
+    assert client.execute_command("FS.TRIM", "profile", "MAXLEN", 0) == 70
+    assert client.execute_command("FS.TRIM", "profile", "MAXLEN", 0) == 0
+    assert client.xlen(LOG) == 50
+    consumer(client, "START")
+    await_drained(client)
+    assert client.execute_command("FS.TRIM", "profile", "MAXLEN", 0) == 50
+    assert (figures(client)["lost_entries"], figures(client)["consumed"]) == (0, 150)
+
+
+# Replay
+
+
+def digests(client, prefix="fs:v1:profile:"):
+    return {key: client.execute_command("DEBUG", "DIGEST-VALUE", key) for key in client.keys(f"{prefix}*")}
+
+
+def test_a_replay_makes_rows_again_and_fills_a_new_version(store):
+    client = store.client()
+    chance = random.Random(3)
+    for i in range(1_500):
+        time_s = EPOCH_S + chance.randrange(99)
+        client.execute_command("FS.PUBLISH", f"fs:v1:profile:u{i % 40}", "AT", time_s * 1000, "n", i)
+        add(client, f"u{i % 31}", {"score": i / 8}, EPOCH_S + chance.randrange(99))
+    await_drained(client)
+    expected, held = rows_by_entries(client), digests(client)
+    assert rows(client) == expected
+    client.delete(*held)
+    assert client.execute_command("FS.REPLAY", "profile", "FROM", "0") == 3_000
+    assert (rows(client), digests(client)) == (expected, held)
+    # Into another version, from the middle; what is no update of it is passed over.
+    register(client, version=2, schema=("n", "FLOAT", "score", "FLOAT"))
+    middle = client.xrange(LOG)[1_000][0]
+    expected = rows_by_entries(client, since=middle)
+    add(client, "u1", {"label": "of version 1 only"}, EPOCH_S)
+    await_drained(client)
+    assert client.execute_command("FS.REPLAY", "profile", "FROM", middle, "VERSION", 2) == 2_000
+    assert rows(client, "fs:v2:profile:") == expected
+    # Rows never go back.
+    client.execute_command("FS.PUBLISH", "fs:v1:profile:u1", "NOLOG", "n", 77)
+    before = digests(client)
+    assert client.execute_command("FS.REPLAY", "profile", "FROM", "0", "VERSION", 1) == 3_001
+    assert digests(client) == before
+    assert figures(client)["cursor"] == client.xrevrange(LOG, count=1)[0][0]
+
+
+def test_a_replay_is_refused_where_nobody_can_wait(store):
+    client = store.client()
+    add(client, "u1", {"n": 1}, EPOCH_S)
+    await_drained(client)
+    with client.pipeline() as pipeline:
+        pipeline.execute_command("FS.REPLAY", "profile", "FROM", "0")
+        pipeline.ping()
+        refusal, pong = pipeline.execute(raise_on_error=False)
+    assert isinstance(refusal, valkey.ResponseError) and "MULTI" in str(refusal) and pong is True
+    with pytest.raises(valkey.ResponseError, match="script"):
+        client.eval("return redis.call('FS.REPLAY', 'profile', 'FROM', '0')", 0)
+    for words in (["FROM", "x"], ["FROM"], [], ["FROM", "0", "VERSION", 9], ["FROM", "0", "0"]):
+        with pytest.raises(valkey.ResponseError):
+            client.execute_command("FS.REPLAY", "profile", *words)
+    assert client.execute_command("FS.REPLAY", "profile", "FROM", "99999999999999999") == 0
+    assert figures(client)["replaying"] is None
+
+
+def test_a_replay_goes_on_when_its_caller_goes_away(store):
+    client = store.client()
+    add_many(client, 30_000)
+    register(client, "CONSUMER", "OFF", version=2)
+    with socket.create_connection(("127.0.0.1", store.port)) as caller:
+        caller.sendall(b"FS.REPLAY profile FROM 0 VERSION 2\r\n")
+        replaying = await_until(lambda: figures(client)["replaying"], what="the replay to begin")
+        assert pairs(replaying)["version"] == 2
+    await_until(lambda: figures(client)["replaying"] is None, 30, what="the replay to end")
+    await_drained(client)
+    assert rows(client, "fs:v2:profile:") == rows(client) == rows_by_entries(client)
+
+
+def test_dropping_the_view_ends_its_replay(store):
+    client, caller = store.client(), store.client()
+    add_many(client, 30_000)
+    await_drained(client)
+    answers = []
+
+    def replay():
+        with pytest.raises(valkey.ResponseError) as refusal:
+            caller.execute_command("FS.REPLAY", "profile", "FROM", "0")
+        answers.append(str(refusal.value))
+
+    thread = threading.Thread(target=replay)
+    thread.start()
+    await_until(lambda: figures(client)["replaying"], what="the replay to begin")
+    client.execute_command("FS.DROP", "profile")
+    thread.join()
+    assert answers and answers[0].startswith("NOVIEW"), answers
+
+
+def test_a_row_deleted_during_a_replay_stays_deleted(store):
+    client, caller = store.client(), store.client()
+    add_many(client, 30_000, entities=1_000)
+    await_drained(client)
+    thread = threading.Thread(target=lambda: caller.execute_command("FS.REPLAY", "profile", "FROM", "0"))
+    thread.start()
+    await_until(lambda: figures(client)["replaying"], what="the replay to begin")
+    client.execute_command("FS.DEL", "fs:v1:profile:u1", "fs:v1:profile:u999")
+    assert figures(client)["replaying"], "the replay was over before the deletion"
+    thread.join()
+    assert client.exists("fs:v1:profile:u1", "fs:v1:profile:u999") == 0
+    assert len(rows(client)) == 998
+
+
+# Storms
+
+
+def test_flushing_in_full_flow_leaves_rows_and_log_in_step(store):
+    client, flusher = store.client(), store.client()
+    for _ in range(5):
+        add_many(client, 4_000)
+        flusher.flushall()
+        add_many(client, 1_000, start=4_000)
+    await_drained(client)
+    assert client.xlen(LOG) == 1_000
+    assert rows(client) == rows_by_entries(client)
+
+
+def test_swapping_databases_back_and_forth_in_full_flow(store):
+    client, elsewhere = store.client(), store.client(db=1)
+    add_many(client, 3_000)
+    add_many(elsewhere, 2_000, start=10_000, entities=70)
+    for _ in range(11):
+        client.swapdb(0, 1)
+        add_many(client, 100, start=20_000)
+        await_until(lambda: rows(client), what="the first rows")
+    await_drained(client)
+    assert rows(client) == rows_by_entries(client)
+    client.swapdb(0, 1)
+    await_drained(client)
+    assert rows(client) == rows_by_entries(client)
+    assert figures(client)["consumed"] == 3_000 + 2_000 + 11 * 100
+
+
+def test_definitions_change_in_full_flow(store):
+    client = store.client()
+    for i in range(20):
+        add_many(client, 500, start=500 * i)
+        client.execute_command("FS.ALTER", "profile", "ADD", f"more_{i}", "INT")
+        add(client, f"m{i}", {f"more_{i}": i}, EPOCH_S)
+        if i % 5 == 4:
+            client.execute_command("FS.DROP", "profile")
+            schema = [*SCHEMA, *(word for j in range(i + 1) for word in (f"more_{j}", "INT"))]
+            register(client, "MAXLEN", 1_000_000, schema=schema)
+    await_drained(client)
+    told = {f"m{i}": client.hget(f"fs:v1:profile:m{i}", f"more_{i}") for i in range(20)}
+    assert told == {f"m{i}": str(i).encode() for i in range(20)}
+    assert client.xlen(DEAD_LETTERS) == 0
+    by_entries = {entity: row for entity, row in rows_by_entries(client).items() if entity.startswith("u")}
+    assert {entity: row for entity, row in rows(client).items() if entity.startswith("u")} == by_entries
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_order_repetition_and_split_of_updates_ends_in_one_row(store, seed):
+    client, chance = store.client(), random.Random(seed)
+    # Rows of a consumer that was there before, written by hand.
+    arrivals = [(f"u{i}", {"n": -1, "label": "by hand"}, EPOCH_S + 4) for i in range(3)]
+    for entity, row, time_s in arrivals:
+        own = {"_updated_at": f"{time_s}.0", "_feature_view": "profile"}
+        client.hset(f"fs:v1:profile:{entity}", mapping=row | own)
+    updates = []
+    for i in range(400):
+        drawn = {"n": chance.choice([i, None]), "score": i / 4, "label": f"l{i}"}
+        features = {name: drawn[name] for name in chance.sample(sorted(drawn), chance.randint(1, 3))}
+        # Few times, so that ties are common.
+        updates.append((f"u{chance.randrange(6)}", features, EPOCH_S + chance.randrange(20)))
+    updates += chance.sample(updates, 150)
+    chance.shuffle(updates)
+    add(client, *updates[-1])
+    while updates:
+        # Entries wait for their consumer while a publish is applied at once: who arrives later is told by the log.
+        way = chance.choice(["xadd", "xadd", "publish", "mpublish", "wait"])
+        some = [updates.pop() for _ in range(min(len(updates), chance.randint(1, 8)))]
+        if way == "xadd":
+            for update in some:
+                add(client, *update)
+        elif way == "publish":
+            await_drained(client)
+            for entity, features, time_s in some:
+                key = f"fs:v1:profile:{entity}"
+                client.execute_command("FS.PUBLISH", key, "AT", time_s * 1000, "JSON", json.dumps(features))
+        elif way == "mpublish":
+            await_drained(client)
+            words = [w for e, f, t in some for w in (f"fs:v1:profile:{e}", json.dumps(f | {"_at": t * 1000}))]
+            assert client.execute_command("FS.MPUBLISH", *words) == len(some)
+        else:
+            await_drained(client)
+            updates += some
+            continue
+        arrivals += some
+    await_drained(client)
+    expected = newest(arrivals)
+    assert rows(client) == expected
+    # A replay from the beginning changes nothing, bit for bit.
+    held = digests(client)
+    client.execute_command("FS.REPLAY", "profile", "FROM", "0")
+    assert digests(client) == held

@@ -13,9 +13,7 @@ import pytest
 
 from server import await_until
 
-CODES = (
-    "NOVIEW|NOFEATURE|NOSERVICE|VIEWEXISTS|BUSY|SCHEMA|FUTURE|TOOOLD|CROSSSLOT|WRONGTYPE|NOPERM|OOM|ERR|EXECABORT"
-)
+CODES = "NOVIEW|NOFEATURE|NOSERVICE|VIEWEXISTS|BUSY|SCHEMA|FUTURE|TOOOLD|CROSSSLOT|WRONGTYPE|NOPERM|OOM|ERR|EXECABORT"
 # One line of text, and no echo of a megabyte.
 ERROR = re.compile(rf"(?:{CODES}) [^\x00-\x1f]{{1,2000}}")
 
@@ -137,7 +135,8 @@ def furnish(wire: Wire) -> None:
     wire.call("FLUSHALL")
     for version in (1, 2):
         assert (
-            wire.call("FS.REGISTER", "profile", "VERSION", version, "ENTITY", "user", "SCHEMA", *SCHEMA) == b"OK"
+            wire.call("FS.REGISTER", "profile", "VERSION", version, "ENTITY", "user", "SCHEMA", *SCHEMA)
+            == b"OK"
         )
     for row in (ROW, OTHER_ROW, OLD_ROW):
         logged = wire.call("FS.PUBLISH", row, "AT", TIME_MS - 1000, "age", 7, "name", "x", "emb", "0.5,1")
@@ -259,7 +258,13 @@ def test_deep_nesting_and_huge_numbers_in_json_are_answered(wire, name):
         calls |= {
             f"FS.PUBLISH {i} {shown}": [b"FS.PUBLISH", ROW.encode(), b"JSON", object_],
             f"FS.PUBLISH of words {i} {shown}": [b"FS.PUBLISH", ROW.encode(), name.encode(), value.encode()],
-            f"FS.MPUBLISH {i} {shown}": [b"FS.MPUBLISH", OTHER_ROW.encode(), b'{"age":1}', ROW.encode(), object_],
+            f"FS.MPUBLISH {i} {shown}": [
+                b"FS.MPUBLISH",
+                OTHER_ROW.encode(),
+                b'{"age":1}',
+                ROW.encode(),
+                object_,
+            ],
             f"FS.REGISTER {i} {shown}": [
                 b"FS.REGISTER",
                 b"fresh",
@@ -273,10 +278,21 @@ def test_deep_nesting_and_huge_numbers_in_json_are_answered(wire, name):
 def test_rows_and_log_entries_that_others_left_in_disorder_are_answered(wire):
     deep = b"[" * 200_000 + b"]" * 200_000
     furnish(wire)
-    for times in (b"", b"[]", b"{", b'{"age":"x"}', b'{"age":1e999}', b'{"age":' + deep + b"}", b"\xff", deep):
+    for times in (
+        b"",
+        b"[]",
+        b"{",
+        b'{"age":"x"}',
+        b'{"age":1e999}',
+        b'{"age":' + deep + b"}",
+        b"\xff",
+        deep,
+    ):
         for updated_at in (b"", b"nan", b"-5", b"1e99", b"1700000000000", b"\0", b"9" * 400, b"1700000000"):
             wire.call("DEL", ROW)
-            wire.call("HSET", ROW, "age", "x", "emb", "1", "tags", deep, "_times", times, "_updated_at", updated_at)
+            wire.call(
+                "HSET", ROW, "age", "x", "emb", "1", "tags", deep, "_times", times, "_updated_at", updated_at
+            )
             for line in CALLS:
                 if line.startswith(("FS.GET", "FS.MGET", "FS.TENSOR", "FS.EXPLAIN", "FS.PUBLISH")):
                     reply = wire.call(*line.split(" "))
@@ -316,7 +332,10 @@ def test_many_values_do_not_hold_up_the_server(fresh_server):
 
 # What random calls take away comes back now and then, or soon all of them would answer NOVIEW.
 RESTORING = [
-    *(["FS.REGISTER", "profile", "VERSION", version, "ENTITY", "user", "SCHEMA", *SCHEMA] for version in "12"),
+    *(
+        ["FS.REGISTER", "profile", "VERSION", version, "ENTITY", "user", "SCHEMA", *SCHEMA]
+        for version in "12"
+    ),
     ["FS.CONSUMER", "START", "profile"],
     ["DEL", OTHER_ROW, "fs:dlq:profile"],
     ["FS.PUBLISH", ROW, "age", "7", "name", "x", "emb", "0.5,1"],

@@ -34,11 +34,7 @@ impl Command for Consume {
         let view = arguments.next("view")?;
         let count = if arguments.take_word("COUNT") { arguments.number("COUNT", 1)? } else { 1_000 };
         arguments.finish()?;
-        let log = {
-            let state = STATE.borrow(context);
-            let view = &state.registry.version(view, None)?.name;
-            state.log_of(view).ok_or_else(|| Error::syntax("the view has no log"))?
-        };
+        let log = STATE.borrow(context).require_log(view)?;
         if !log.consumes.get() {
             return Err(Error::syntax(format!("no version of view '{}' has CONSUMER ON", log.view)));
         }

@@ -9,7 +9,7 @@ use crate::server::info::figures;
 use crate::server::logs::Log;
 use crate::server::state::STATE;
 use crate::server::{consumer, streams};
-use feature_store_core::{Error, Result};
+use feature_store_core::Result;
 use std::rc::Rc;
 
 /// Tells figures.
@@ -53,12 +53,8 @@ impl Command for Info {
         let (log, versions, tombstones) = {
             let state = STATE.borrow(context);
             let registered = state.registry.view(view)?;
-            let name = &registered.newest().name;
-            let log = state
-                .log_of(name)
-                .ok_or_else(|| state.registry.view(b"").err())
-                .map_err(|e| e.unwrap_or_else(|| feature_store_core::Error::syntax("the view has no log")))?;
-            (log, registered.versions.keys().copied().collect::<Vec<_>>(), registered.tombstones())
+            let versions: Vec<u32> = registered.versions.keys().copied().collect();
+            (state.require_log(view)?, versions, registered.tombstones())
         };
         let caller = Caller::of(context);
         caller.require(context, &log.stream_key, Access::Read)?;

@@ -52,9 +52,7 @@ impl Command for Replay {
         arguments.finish()?;
         let (definition, log) = {
             let state = STATE.borrow(context);
-            let definition = Arc::clone(state.registry.version(view, version)?);
-            let log = state.log_of(&definition.name).ok_or_else(|| Error::syntax("the view has no log"))?;
-            (definition, log)
+            (Arc::clone(state.registry.version(view, version)?), state.require_log(view)?)
         };
         let caller = Caller::of(context);
         caller.require(context, &log.stream_key, Access::Read)?;

@@ -41,11 +41,7 @@ impl Command for Trim {
         }
         let maxlen = arguments.number("MAXLEN", 0)?;
         arguments.finish()?;
-        let log = {
-            let state = STATE.borrow(context);
-            let view = &state.registry.version(view, None)?.name;
-            state.log_of(view).ok_or_else(|| Error::syntax("the view has no log"))?
-        };
+        let log = STATE.borrow(context).require_log(view)?;
         Caller::of(context).require(context, &log.stream_key, Access::Update)?;
         check_log(context, &log)?;
         let unconsumed = consumer::lag(context, &log).map_or(0, |(entries, _)| entries);

@@ -162,11 +162,9 @@ impl fmt::Display for CodecError {
 
 impl std::error::Error for CodecError {}
 
-fn encode<T: bincode::Encode>(format: u8, value: &T) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(128);
-    bytes.push(format);
-    bincode::encode_into_std_write(value, &mut bytes, configuration()).expect("plain values encode into memory");
-    bytes
+fn encode<T: bincode::Encode>(format: u8, value: &T, out: &mut Vec<u8>) {
+    out.push(format);
+    bincode::encode_into_std_write(value, out, configuration()).expect("plain values encode into memory");
 }
 
 fn decode<'a, T: bincode::BorrowDecode<'a, ()>>(what: &str, format: u8, bytes: &'a [u8]) -> Result<T, CodecError> {
@@ -181,9 +179,9 @@ fn decode<'a, T: bincode::BorrowDecode<'a, ()>>(what: &str, format: u8, bytes: &
     }
 }
 
-/// Writes an effect.
-pub fn encode_effect(effect: &Effect<'_>) -> Vec<u8> {
-    encode(EFFECT_FORMAT, effect)
+/// Appends an effect.
+pub fn encode_effect(effect: &Effect<'_>, out: &mut Vec<u8>) {
+    encode(EFFECT_FORMAT, effect, out);
 }
 
 /// Reads an effect.
@@ -193,7 +191,9 @@ pub fn decode_effect(bytes: &[u8]) -> Result<Effect<'_>, CodecError> {
 
 /// Writes a snapshot.
 pub fn encode_snapshot(snapshot: &Snapshot) -> Vec<u8> {
-    encode(SNAPSHOT_FORMAT, snapshot)
+    let mut bytes = Vec::new();
+    encode(SNAPSHOT_FORMAT, snapshot, &mut bytes);
+    bytes
 }
 
 /// Reads a snapshot.
@@ -221,13 +221,19 @@ mod tests {
         })
     }
 
+    fn encoded(effect: &Effect<'_>) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        encode_effect(effect, &mut bytes);
+        bytes
+    }
+
     proptest! {
         #[test]
         fn effects_and_snapshots_round_trip(name in "[a-z]{1,9}", field in any::<Option<Vec<u8>>>(), ms in any::<u64>(),
                                             times in any::<String>(), stopped in any::<bool>()) {
             let id = StreamId { ms, seq: 1 };
             let effect = effect(&name, field.as_deref(), id, &times);
-            let encoded = encode_effect(&effect);
+            let encoded = encoded(&effect);
             prop_assert_eq!(decode_effect(&encoded), Ok(effect));
             let snapshot = Snapshot {
                 views: vec![ViewSnapshot {
@@ -244,7 +250,7 @@ mod tests {
         fn damaged_bytes_are_refused_without_a_panic(bytes in any::<Vec<u8>>(), cut in any::<prop::sample::Index>()) {
             let _ = decode_effect(&bytes);
             let _ = decode_snapshot(&bytes);
-            let whole = encode_effect(&effect("age", Some(b"x"), StreamId::ZERO, "{}"));
+            let whole = encoded(&effect("age", Some(b"x"), StreamId::ZERO, "{}"));
             prop_assert!(decode_effect(&whole[..cut.index(whole.len())]).is_err());
         }
     }

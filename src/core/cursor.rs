@@ -74,17 +74,22 @@ impl Cursor {
     pub fn settle(&mut self, facts: &StreamFacts) -> u64 {
         debug_assert!(self.is_at_end(facts));
         let lost = self.entries_read.map_or(0, |read| facts.entries_added.saturating_sub(read));
-        self.entries_read = Some(facts.entries_added);
+        // Past the last id ever given: a cursor below entries that were deleted unread has no lag that a server can tell.
+        *self = Cursor { id: facts.last_generated.max(self.id), entries_read: Some(facts.entries_added) };
         lost
     }
 
-    /// Entries ahead of the cursor; never too few. Exact unless entries ahead were deleted one by one.
+    /// Entries ahead of the cursor: 0 only at the end. Exact unless entries ahead were deleted one by one.
     pub fn lag_entries(&self, facts: &StreamFacts) -> u64 {
         if self.is_at_end(facts) {
             return 0;
         }
+        // All that is there lies ahead when it begins after the cursor, whatever somebody's count of read entries says.
+        if facts.first.is_some_and(|first| first > self.id) {
+            return facts.length;
+        }
         match self.entries_read {
-            Some(read) => facts.entries_added.saturating_sub(read).min(facts.length),
+            Some(read) => facts.entries_added.saturating_sub(read).clamp(1, facts.length),
             None => facts.length,
         }
     }
@@ -110,6 +115,21 @@ mod tests {
         assert_eq!(trim_target(100, 500, 1_000), 500);
         assert_eq!(trim_target(100, 5_000, 1_000), 1_000);
         assert_eq!(trim_target(5_000, 10_000, 1_000), 5_000);
+    }
+
+    #[test]
+    fn a_wrong_count_of_read_entries_never_hides_what_lies_ahead() {
+        let facts = StreamFacts {
+            length: 10,
+            entries_added: 10,
+            first: Some(id(1)),
+            last: Some(id(10)),
+            last_generated: id(10),
+        };
+        for (at, read, lag) in [(0, 10, 10), (0, 99, 10), (4, 99, 1), (4, 4, 6), (10, 0, 0)] {
+            let cursor = Cursor { id: id(at), entries_read: Some(read) };
+            assert_eq!(cursor.lag_entries(&facts), lag, "{at} {read}");
+        }
     }
 
     #[test]

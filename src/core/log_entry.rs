@@ -26,19 +26,43 @@ pub const SOURCE_ID: &str = "source_id";
 /// Field of a dead letter: why.
 pub const ERROR: &str = "error";
 
-/// An entry as it stands in the stream.
+/// An entry as it stands in the stream. All of it lies in one buffer: entries are many and short.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RawEntry {
     /// Its id.
     pub id: StreamId,
-    /// Its fields and their values, in order.
-    pub fields: Vec<(Vec<u8>, Vec<u8>)>,
+    bytes: Vec<u8>,
+    /// Where each field and each value ends, in turn.
+    ends: Vec<usize>,
 }
 
 impl RawEntry {
+    /// An entry without fields, with room for that many.
+    pub fn new(id: StreamId, fields: usize) -> Self {
+        RawEntry { id, bytes: Vec::with_capacity(192), ends: Vec::with_capacity(fields * 2) }
+    }
+
+    /// Adds a field at the end.
+    pub fn push(&mut self, field: &[u8], value: &[u8]) {
+        for part in [field, value] {
+            self.bytes.extend_from_slice(part);
+            self.ends.push(self.bytes.len());
+        }
+    }
+
+    /// Its fields and their values, in order.
+    pub fn fields(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let mut start = 0;
+        self.ends.chunks_exact(2).map(move |ends| {
+            let (field, value) = (&self.bytes[start..ends[0]], &self.bytes[ends[0]..ends[1]]);
+            start = ends[1];
+            (field, value)
+        })
+    }
+
     fn get(&self, name: &str) -> Option<&[u8]> {
         // The last word counts, as in clients that read an entry into a dictionary.
-        self.fields.iter().rev().find(|(field, _)| field == name.as_bytes()).map(|(_, value)| value.as_slice())
+        self.fields().filter(|(field, _)| *field == name.as_bytes()).map(|(_, value)| value).last()
     }
 
     /// True for an entry that FS.PUBLISH wrote together with its row.
@@ -48,7 +72,7 @@ impl RawEntry {
 
     /// Bytes that it holds.
     pub fn size(&self) -> usize {
-        self.fields.iter().map(|(field, value)| field.len() + value.len()).sum()
+        self.bytes.len()
     }
 }
 
@@ -77,10 +101,11 @@ pub fn decode_entry(
     if let Some(named) = entry.get(FEATURE_VIEW).filter(|named| *named != view.as_bytes()) {
         return Err(Error::schema(format!("entry in the stream of view '{view}' names view '{}'", shown(named))));
     }
-    let entity_id = checked_entity_id(required(ENTITY_ID)?)?.to_vec();
+    let of_view = |error: Error| Error::new(error.code, format!("{} (entry of view '{view}')", error.message));
+    let entity_id = checked_entity_id(required(ENTITY_ID)?).map_err(of_view)?.to_vec();
     let features = required(FEATURES)?;
     if let Some(id) = entry.get(EVENT_ID) {
-        checked_event_id(id)?;
+        checked_event_id(id).map_err(of_view)?;
     }
     let event_time_ms = match entry.get(TIMESTAMP) {
         Some(text) => parse_unix_seconds(&format!("timestamp of view '{view}'"), text)?,
@@ -121,9 +146,9 @@ mod tests {
     fn decode(fields: &[(&str, &str)]) -> Result<DecodedEntry> {
         let words: Vec<&[u8]> = "ENTITY u SCHEMA age INT".split(' ').map(str::as_bytes).collect();
         let view = Arc::new(parse_registration(b"profile", &mut Arguments::new(&words)).expect("a definition"));
-        let fields = fields.iter().map(|(f, v)| (f.as_bytes().to_vec(), v.as_bytes().to_vec())).collect();
-        let id = StreamId { ms: NOW_MS as u64 - 5, seq: 0 };
-        decode_entry(&RawEntry { id, fields }, &[view], NOW_MS, 1_000)
+        let mut entry = RawEntry::new(StreamId { ms: NOW_MS as u64 - 5, seq: 0 }, fields.len());
+        fields.iter().for_each(|(field, value)| entry.push(field.as_bytes(), value.as_bytes()));
+        decode_entry(&entry, &[view], NOW_MS, 1_000)
     }
 
     #[test]

@@ -107,11 +107,14 @@ pub fn read_unix_seconds(text: &[u8]) -> Option<i64> {
 /// Writes unix seconds with the decimals that are there: 1700000000500 is `1700000000.5`.
 pub fn format_unix_seconds(ms: i64) -> String {
     let (seconds, rest) = (ms.div_euclid(1_000), ms.rem_euclid(1_000));
-    if rest == 0 {
-        return seconds.to_string();
+    let mut text = String::with_capacity(16);
+    text.push_str(itoa::Buffer::new().format(seconds));
+    if rest != 0 {
+        text.push('.');
+        // Three digits with their leading zeros, less the zeros at the end.
+        text.push_str(itoa::Buffer::new().format(1_000 + rest)[1..].trim_end_matches('0'));
     }
-    let text = format!("{seconds}.{rest:03}");
-    text.trim_end_matches('0').to_string()
+    text
 }
 
 /// Refuses an event time beyond now and the allowed clock skew.

@@ -3,6 +3,7 @@
 //! Invariant: all of it runs on the server's main thread, inside a callback of the server. A [`Context`] is the proof:
 //! it cannot be made elsewhere, is not `Send`, and lives only as long as the callback.
 
+use feature_store_core::log_entry::RawEntry;
 use feature_store_core::stream_id::StreamId;
 use redis_module::raw;
 use std::ffi::{c_char, c_int, c_long, c_void, CStr};
@@ -76,6 +77,20 @@ impl<'a> Context<'a> {
     /// `raw` must be the context that the server gave the running callback, and `'a` must not outlive the callback.
     pub(crate) unsafe fn new(raw: *mut raw::RedisModuleCtx) -> Self {
         Context { raw: NonNull::new(raw).expect("the server gives a context"), callback: PhantomData }
+    }
+
+    /// Runs with a context of our own, for callbacks to which the server gives none that can be used.
+    ///
+    /// # Safety
+    /// Only on the main thread (or in the forked child), inside a callback of the server.
+    pub(crate) unsafe fn with_detached<T>(run: impl FnOnce(Context<'_>) -> T) -> T {
+        // SAFETY: the caller's promise; the context is given back after its last use.
+        unsafe {
+            let ctx = api!(RedisModule_GetThreadSafeContext(ptr::null_mut()));
+            let result = run(Context::new(ctx));
+            api!(RedisModule_FreeThreadSafeContext(ctx));
+            result
+        }
     }
 
     pub(crate) fn as_ptr(self) -> *mut raw::RedisModuleCtx {
@@ -552,8 +567,8 @@ impl<'a> Key<'a> {
         u64::try_from(removed).unwrap_or(0)
     }
 
-    /// Entries after `after`, oldest first, until `see` answers false. Each is read as a list of fields.
-    pub(crate) fn stream_read(&self, after: StreamId, mut see: impl FnMut(StreamId, Vec<(Vec<u8>, Vec<u8>)>) -> bool) {
+    /// Entries after `after`, oldest first, until `see` answers false.
+    pub(crate) fn stream_read(&self, after: StreamId, mut see: impl FnMut(RawEntry) -> bool) {
         if self.key_type() != KeyType::Stream || after == (StreamId { ms: u64::MAX, seq: u64::MAX }) {
             return;
         }
@@ -576,7 +591,8 @@ impl<'a> Key<'a> {
             {
                 break;
             }
-            let mut fields = Vec::with_capacity(usize::try_from(count).unwrap_or(0));
+            let id = StreamId { ms: id.ms, seq: id.seq };
+            let mut entry = RawEntry::new(id, usize::try_from(count).unwrap_or(0));
             loop {
                 let (mut field, mut value) = (ptr::null_mut(), ptr::null_mut());
                 // SAFETY: the iterator stands on an entry; both strings come back with a reference that is ours.
@@ -588,10 +604,10 @@ impl<'a> Key<'a> {
                     }
                 }
                 if let (Some(field), Some(value)) = (NonNull::new(field), NonNull::new(value)) {
-                    fields.push((ServerString(field).bytes().to_vec(), ServerString(value).bytes().to_vec()));
+                    entry.push(ServerString(field).bytes(), ServerString(value).bytes());
                 }
             }
-            if !see(StreamId { ms: id.ms, seq: id.seq }, fields) {
+            if !see(entry) {
                 break;
             }
         }

@@ -43,6 +43,17 @@ pub(crate) enum Left {
 pub(crate) struct Deadline(Instant);
 
 impl Deadline {
+    fn after(budget: Duration) -> Self {
+        Deadline(Instant::now() + budget)
+    }
+
+    /// An equal part of the time that is left, for one of so many.
+    fn share(self, among: usize) -> Self {
+        let now = Instant::now();
+        let left = self.0.saturating_duration_since(now);
+        Deadline(now + left / u32::try_from(among.max(1)).unwrap_or(u32::MAX))
+    }
+
     pub(crate) fn is_over(self) -> bool {
         Instant::now() >= self.0
     }
@@ -96,19 +107,20 @@ unsafe extern "C" fn on_tick(ctx: *mut raw::RedisModuleCtx, _data: *mut c_void) 
 }
 
 fn slice(context: Context<'_>) -> Left {
-    let budget = Duration::from_micros(config::SLICE_US.get_u64());
-    let deadline = Deadline(Instant::now() + budget);
+    let deadline = Deadline::after(Duration::from_micros(config::SLICE_US.get_u64()));
     decoder::collect(context);
-    let logs = STATE.borrow(context).logs();
-    let first = {
+    let mut logs = STATE.borrow(context).logs();
+    logs.retain(|log| log.has_work());
+    let turn = {
         let mut state = STATE.borrow_mut(context);
         state.background.turn = state.background.turn.wrapping_add(1);
         state.background.turn
     };
     let mut left = Left::Nothing;
+    // Each log gets its share of the time; who comes first changes, for when there is too little for all.
     for i in 0..logs.len() {
-        let log = &logs[(first + i) % logs.len()];
-        if log.is_running() && consumer::slice(context, log, deadline) == Left::Work {
+        let log = &logs[(turn + i) % logs.len()];
+        if consumer::slice(context, log, deadline.share(logs.len() - i)) == Left::Work {
             left = Left::Work;
         }
     }

@@ -11,28 +11,22 @@ use crate::server::effects::{append_dead_letter, Effects};
 use crate::server::events::quietly;
 use crate::server::logs::{add, Log};
 use crate::server::publish::{self, flush_cursor, Logging, Publication};
-use crate::server::state::{words, Words, STATE};
+use crate::server::state::{words, PreparedView, Words, STATE};
 use crate::server::streams;
 use feature_store_core::codec::{DeadLetter, LogEffect};
 use feature_store_core::cursor::{trim_target, Cursor};
 use feature_store_core::definition::FeatureView;
-use feature_store_core::keys::row_key;
 use feature_store_core::log_entry::{DecodedEntry, RawEntry, ERROR, SOURCE_ID};
 use feature_store_core::stream_id::StreamId;
-use feature_store_core::{Code, Error, Result};
+use feature_store_core::{Error, Result};
+use std::rc::Rc;
 use std::sync::Arc;
 
 /// Entries that go to the decoding thread together.
-const BATCH_ENTRIES: usize = 128;
+const BATCH_ENTRIES: usize = 64;
 /// Entries and bytes of one log that are read ahead of the rows.
-const READ_AHEAD_ENTRIES_MAX: usize = 2_048;
+const READ_AHEAD_ENTRIES_MAX: usize = 1_024;
 const READ_AHEAD_BYTES_MAX: usize = 8 << 20;
-
-/// A dead letter that was written, for its effect.
-struct Letter {
-    id: StreamId,
-    fields: Vec<(Vec<u8>, Vec<u8>)>,
-}
 
 /// A unit of consumption: gathers what happens until it is sealed.
 struct Unit<'a> {
@@ -40,51 +34,68 @@ struct Unit<'a> {
     words: &'a Words,
     log: &'a Log,
     now_ms: i64,
+    /// The versions that entries are for, prepared; `None`: dropped meanwhile.
+    versions: Vec<Option<Rc<PreparedView>>>,
+    /// Some rows were deleted with entries ahead that must not bring them back.
+    has_tombstones: bool,
+    /// For keys of rows.
+    buffer: Vec<u8>,
     effects: Effects,
-    letters: Vec<Letter>,
+    /// Dead letters that were written, with the ids that they have there.
+    letters: Vec<RawEntry>,
 }
 
 impl<'a> Unit<'a> {
-    fn new(context: Context<'a>, words: &'a Words, log: &'a Log) -> Self {
-        Unit { context, words, log, now_ms: context.now_ms(), effects: Effects::default(), letters: Vec::new() }
+    fn new(context: Context<'a>, words: &'a Words, log: &'a Log, versions: &[Arc<FeatureView>]) -> Self {
+        let state = STATE.borrow(context);
+        Unit {
+            context,
+            words,
+            log,
+            now_ms: context.now_ms(),
+            versions: versions.iter().map(|v| state.prepared_version(&v.name, v.version)).collect(),
+            has_tombstones: state.registry.view(log.view.as_bytes()).is_ok_and(|v| v.tombstones() > 0),
+            buffer: Vec::new(),
+            effects: Effects::default(),
+            letters: Vec::new(),
+        }
     }
 
     /// Takes in one entry.
-    fn consume(&mut self, decoded: &Decoded, versions: &[Arc<FeatureView>]) {
-        let (log, entry) = (self.log, &decoded.entry);
+    fn consume(&mut self, decoded: &Decoded) {
+        let entry = &decoded.entry;
         match &decoded.outcome {
-            Outcome::Applied => {}
+            Outcome::Applied => return,
             Outcome::Read(Err(error)) => self.bury_in_dead_letters(entry, error),
             Outcome::Read(Ok(update)) => {
-                for (i, view) in versions.iter().enumerate() {
-                    if let Err(error) = self.materialize(entry.id, update, i, view) {
+                for version in 0..self.versions.len() {
+                    if let Err(error) = self.materialize(entry.id, update, version) {
                         self.bury_in_dead_letters(entry, &error);
                     }
                 }
             }
         }
-        if !matches!(decoded.outcome, Outcome::Applied) {
-            add(&log.counters.consumed, 1);
-        }
+        add(&self.log.counters.consumed, 1);
     }
 
     /// Brings an entry into the row of one version.
-    fn materialize(&mut self, id: StreamId, entry: &DecodedEntry, i: usize, view: &FeatureView) -> Result<()> {
-        let update = entry.updates[i].as_ref().map_err(Clone::clone)?;
-        let (buried, prepared) = {
+    fn materialize(&mut self, id: StreamId, entry: &DecodedEntry, version: usize) -> Result<()> {
+        let update = entry.updates[version].as_ref().map_err(Clone::clone)?;
+        // A version that was dropped while its entries were decoded has no rows to bring them into.
+        let Some(prepared) = self.versions[version].clone() else { return Ok(()) };
+        let view = &prepared.view;
+        if self.has_tombstones {
             let state = STATE.borrow(self.context);
-            let buried = state.registry.view(view.name.as_bytes())?.is_buried(view.version, &entry.entity_id, id);
-            (buried, state.prepared_version(&view.name, view.version))
-        };
-        if buried {
-            add(&self.log.counters.buried, 1);
-            return Ok(());
+            if state.registry.view(view.name.as_bytes())?.is_buried(view.version, &entry.entity_id, id) {
+                add(&self.log.counters.buried, 1);
+                return Ok(());
+            }
         }
-        let prepared = prepared.ok_or_else(|| {
-            Error::new(Code::NoView, format!("version {} of view '{}' is not registered", view.version, view.name))
-        })?;
+        self.buffer.clear();
+        self.buffer.extend_from_slice(prepared.row_prefix.as_bytes());
+        self.buffer.extend_from_slice(&entry.entity_id);
         let publication = Publication {
-            key: &ServerString::new(&row_key(&view.name, view.version, &entry.entity_id)),
+            key: &ServerString::new(&self.buffer),
             entity_id: &entry.entity_id,
             prepared: &prepared,
             update,
@@ -95,18 +106,20 @@ impl<'a> Unit<'a> {
     }
 
     fn bury_in_dead_letters(&mut self, entry: &RawEntry, error: &Error) {
-        let mut fields = entry.fields.clone();
-        fields.push((SOURCE_ID.as_bytes().to_vec(), entry.id.to_string().into_bytes()));
-        fields.push((ERROR.as_bytes().to_vec(), error.to_string().into_bytes()));
+        let mut letter = entry.clone();
+        letter.push(SOURCE_ID.as_bytes(), entry.id.to_string().as_bytes());
+        letter.push(ERROR.as_bytes(), error.to_string().as_bytes());
         add(&self.log.counters.dead_letters, 1);
         let name = &self.log.dead_letter_key;
         let key = Key::open(self.context, name, Mode::Write);
-        let borrowed: Vec<(&[u8], &[u8])> = fields.iter().map(|(f, v)| (f.as_slice(), v.as_slice())).collect();
         let written = matches!(key.key_type(), KeyType::Stream | KeyType::Empty)
-            .then(|| quietly(|| append_dead_letter(self.context, &key, name, &borrowed, None)))
+            .then(|| quietly(|| append_dead_letter(self.context, &key, name, letter.fields(), None)))
             .flatten();
         match written {
-            Some(id) => self.letters.push(Letter { id, fields }),
+            Some(id) => {
+                letter.id = id;
+                self.letters.push(letter);
+            }
             None => self.context.log(
                 LogLevel::Warning,
                 &format!(
@@ -127,11 +140,8 @@ impl<'a> Unit<'a> {
                 streams::trim(context, &key, &log.dead_letter_key, log.maxlen.get(), Precision::Approximate)
             });
         }
-        effect.dead_letters = self
-            .letters
-            .iter()
-            .map(|l| DeadLetter { id: l.id, fields: l.fields.iter().map(|(f, v)| (&f[..], &v[..])).collect() })
-            .collect();
+        effect.dead_letters =
+            self.letters.iter().map(|letter| DeadLetter { id: letter.id, fields: letter.fields().collect() }).collect();
         effect.trimmed_to = self.trim();
         flush_cursor(context, log, effect, &mut self.effects);
         self.effects.replicate(context);
@@ -171,58 +181,72 @@ fn count_lost(context: Context<'_>, log: &Log, lost: u64) {
 
 /// Finds out where the consumer stands, making its group where that is missing. `None`: there is no stream.
 fn locate(context: Context<'_>, log: &Log) -> Option<Cursor> {
-    if let Some(position) = log.position.get() {
-        return Some(position);
+    if !log.needs_look.replace(false) {
+        return log.position.get();
     }
-    let facts = streams::facts(context, &log.stream_key);
+    log.position.set(None);
     log.pending.set(0);
-    let facts = facts?;
+    let facts = streams::facts(context, &log.stream_key)?;
     let group = streams::group_cursor(context, &log.stream_key);
     log.flushed.set(group);
     let mut cursor = group.unwrap_or_else(|| {
         let stood = STATE.borrow(context).registry.view(log.view.as_bytes()).ok().and_then(|v| v.cursor);
         stood.filter(|cursor| cursor.fits(&facts)).unwrap_or_else(|| Cursor::at_start(&facts))
     });
-    count_lost(context, log, cursor.notice_removed(&facts));
+    let lost = cursor.notice_removed(&facts);
+    if !log.begins_anew.take() {
+        count_lost(context, log, lost);
+    }
     log.position.set(Some(cursor));
     log.pending.set(cursor.lag_entries(&facts));
     if group.is_none() {
-        let mut effects = Effects::default();
-        flush_cursor(context, log, LogEffect::default(), &mut effects);
-        effects.replicate(context);
+        flush(context, log);
     }
     log.position.get()
 }
 
 /// Works on a log until the deadline.
 pub(crate) fn slice(context: Context<'_>, log: &Log, deadline: Deadline) -> Left {
-    if log.is_drained() {
-        return Left::Nothing;
+    if deadline.is_over() {
+        return Left::Work;
     }
-    if locate(context, log).is_none() {
+    if locate(context, log).is_none() || !log.is_running() {
         return Left::Nothing;
     }
     let words = words(context);
     let versions = consuming_versions(context, log);
-    apply_decoded(&mut Unit::new(context, &words, log), &versions, deadline);
-    read_ahead(context, log, &versions, deadline);
+    let against = against(context, Arc::clone(&versions));
+    let mut unit = Unit::new(context, &words, log, &versions);
+    let mut consumed = 0;
+    // Reading and applying take turns, so that neither uses up all the time.
+    loop {
+        let read = read_ahead(context, log, &against);
+        let applied = apply_decoded(&mut unit, deadline);
+        consumed += applied;
+        if deadline.is_over() || read + applied == 0 {
+            break;
+        }
+    }
+    if consumed > 0 {
+        unit.seal();
+    }
     if log.in_flight.borrow().is_empty() {
         settle(context, log);
     }
-    if log.is_drained() {
-        Left::Nothing
-    } else {
+    if log.has_work() {
         Left::Work
+    } else {
+        Left::Nothing
     }
 }
 
-/// Applies what the decoding thread has brought back, in order.
-fn apply_decoded(unit: &mut Unit<'_>, versions: &[Arc<FeatureView>], deadline: Deadline) {
+/// Applies a batch of what the decoding thread has brought back, in order. Answers how many entries.
+fn apply_decoded(unit: &mut Unit<'_>, deadline: Deadline) -> usize {
     let log = unit.log;
     let epoch = log.epoch.get();
-    let mut consumed = 0;
+    let mut applied = 0;
     // Each step takes its entry out of the queue and lets go of it: applying can fire events that look at the log.
-    while !deadline.is_over() && log.epoch.get() == epoch {
+    while applied < BATCH_ENTRIES && log.epoch.get() == epoch {
         let next = {
             let mut in_flight = log.in_flight.borrow_mut();
             let Some(job) = in_flight.front_mut() else { break };
@@ -235,14 +259,15 @@ fn apply_decoded(unit: &mut Unit<'_>, versions: &[Arc<FeatureView>], deadline: D
                 }
             }
         };
-        unit.consume(&next, versions);
+        unit.consume(&next);
         step(log, next.entry.id);
-        consumed += 1;
+        applied += 1;
+        // Looking at the clock costs as much as a field; a few rows more do not matter.
+        if applied % 4 == 0 && deadline.is_over() {
+            break;
+        }
     }
-    if consumed > 0 {
-        let sealed = std::mem::replace(unit, Unit::new(unit.context, unit.words, log));
-        sealed.seal();
-    }
+    applied
 }
 
 /// Moves the position past one entry.
@@ -254,28 +279,24 @@ fn step(log: &Log, id: StreamId) {
     log.pending.set(log.pending.get().saturating_sub(1));
 }
 
-/// Gives the decoding thread as much as it may hold.
-fn read_ahead(context: Context<'_>, log: &Log, versions: &Arc<Vec<Arc<FeatureView>>>, deadline: Deadline) {
-    let Some(position) = log.position.get() else { return };
-    let (mut after, mut entries_ahead, mut bytes_ahead) = {
+/// Gives the decoding thread one more batch if it may hold it. Answers how many entries.
+fn read_ahead(context: Context<'_>, log: &Log, against: &Against) -> usize {
+    let Some(position) = log.position.get() else { return 0 };
+    let (after, entries, bytes) = {
         let in_flight = log.in_flight.borrow();
         let ahead = in_flight.iter().fold((0, 0), |(n, size), job| (n + job.entries, size + job.size));
         (in_flight.back().map_or(position.id, |job| job.end), ahead.0, ahead.1)
     };
-    let against = against(context, Arc::clone(versions));
-    let mut first = true;
-    // At least one batch a slice, or a long row would keep the thread idle.
-    while (first || !deadline.is_over()) && entries_ahead < READ_AHEAD_ENTRIES_MAX && bytes_ahead < READ_AHEAD_BYTES_MAX
-    {
-        first = false;
-        let batch = read_batch(context, &log.stream_key, after, BATCH_ENTRIES);
-        let Some(last) = batch.last() else { break };
-        after = last.id;
-        let job = decoder::submit(&log.view, log.epoch.get(), batch, &against);
-        entries_ahead += job.entries;
-        bytes_ahead += job.size;
+    if entries >= READ_AHEAD_ENTRIES_MAX || bytes >= READ_AHEAD_BYTES_MAX {
+        return 0;
+    }
+    let batch = read_batch(context, &log.stream_key, after, BATCH_ENTRIES);
+    let read = batch.len();
+    if read > 0 {
+        let job = decoder::submit(&log.view, log.epoch.get(), batch, against);
         log.in_flight.borrow_mut().push_back(job);
     }
+    read
 }
 
 /// Up to `count` entries after an id; fewer if they are large.
@@ -283,8 +304,7 @@ pub(crate) fn read_batch(context: Context<'_>, stream: &ServerString, after: Str
     let key = Key::open(context, stream, Mode::Read);
     let mut batch = Vec::with_capacity(count);
     let mut size = 0;
-    key.stream_read(after, |id, fields| {
-        let entry = RawEntry { id, fields };
+    key.stream_read(after, |entry| {
         size += entry.size();
         batch.push(entry);
         batch.len() < count && size < READ_AHEAD_BYTES_MAX / 4
@@ -318,22 +338,25 @@ pub(crate) fn flush(context: Context<'_>, log: &Log) {
 
 /// Looks whether the stream is where we left it. Entries, groups and whole streams can come without an event.
 pub(crate) fn sweep(context: Context<'_>, log: &Log) {
-    if !log.is_running() {
+    if !log.consumes.get() {
         return;
     }
-    if let Some(position) = log.position.get() {
-        let Some(facts) = streams::facts(context, &log.stream_key) else {
-            log.forget_position();
-            return;
-        };
-        let group = streams::group_cursor(context, &log.stream_key);
-        if group.map(|g| g.id) != log.flushed.get().map(|f| f.id) || !position.fits(&facts) {
-            log.forget_position();
-        } else if !position.is_at_end(&facts) {
-            log.pending.set(log.pending.get().max(position.lag_entries(&facts)).max(1));
-        } else {
-            flush(context, log);
-        }
+    match log.position.get() {
+        None => log.needs_look.set(true),
+        Some(position) => match streams::facts(context, &log.stream_key) {
+            None => log.forget_position(),
+            Some(facts) => {
+                let group = streams::group_cursor(context, &log.stream_key);
+                if group.map(|g| g.id) != log.flushed.get().map(|f| f.id) || !position.fits(&facts) {
+                    log.forget_position();
+                } else {
+                    log.pending.set(position.lag_entries(&facts).max(log.pending.get()));
+                    if position.is_at_end(&facts) {
+                        settle(context, log);
+                    }
+                }
+            }
+        },
     }
     let consumed = log.position.get().map(|p| p.id);
     let is_replaying = STATE.borrow(context).background.replays.iter().any(|r| r.is_of(&log.view));
@@ -342,12 +365,12 @@ pub(crate) fn sweep(context: Context<'_>, log: &Log) {
             view.forget_tombstones(consumed);
         }
     }
-    background::wake(context);
 }
 
 /// Consumes up to `count` entries in the running command. Answers how many, and the cursor.
 pub(crate) fn consume_now(context: Context<'_>, log: &Log, count: u64) -> (u64, Option<StreamId>) {
     log.discard_in_flight();
+    log.needs_look.set(true);
     let words = words(context);
     let versions = consuming_versions(context, log);
     let against = against(context, Arc::clone(&versions));
@@ -360,10 +383,10 @@ pub(crate) fn consume_now(context: Context<'_>, log: &Log, count: u64) -> (u64, 
             settle(context, log);
             break;
         }
-        let mut unit = Unit::new(context, &words, log);
+        let mut unit = Unit::new(context, &words, log, &versions);
         for entry in batch {
             let decoded = decode(entry, &against);
-            unit.consume(&decoded, &versions);
+            unit.consume(&decoded);
             step(log, decoded.entry.id);
             consumed += 1;
         }

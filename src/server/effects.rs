@@ -23,6 +23,7 @@ pub(crate) const COMMAND: &CStr = c"FS.EFFECT";
 #[derive(Default)]
 pub(crate) struct Effects {
     arguments: Vec<ServerString>,
+    buffer: Vec<u8>,
 }
 
 impl Effects {
@@ -30,7 +31,9 @@ impl Effects {
     pub(crate) fn push(&mut self, key: &ServerString, effect: &Effect<'_>) {
         // SAFETY: the key's string is alive.
         self.arguments.push(unsafe { ServerString::retained(key.as_ptr()) });
-        self.arguments.push(ServerString::new(&encode_effect(effect)));
+        self.buffer.clear();
+        encode_effect(effect, &mut self.buffer);
+        self.arguments.push(ServerString::new(&self.buffer));
     }
 
     /// Sends them as one command; nothing if nothing happened.
@@ -164,7 +167,7 @@ fn execute_log(context: Context<'_>, name: &ServerString, effect: &LogEffect<'_>
         let letters_name = ServerString::new(feature_store_core::keys::dead_letter_key(view).as_bytes());
         let letters = Key::open(context, &letters_name, Mode::Write);
         for letter in &effect.dead_letters {
-            append_dead_letter(context, &letters, &letters_name, &letter.fields, Some(letter.id));
+            append_dead_letter(context, &letters, &letters_name, letter.fields.iter().copied(), Some(letter.id));
         }
         if let Some(length) = effect.dead_letters_trimmed_to {
             streams::trim(context, &letters, &letters_name, length, Precision::Exact);
@@ -185,15 +188,15 @@ fn execute_log(context: Context<'_>, name: &ServerString, effect: &LogEffect<'_>
 }
 
 /// Appends an entry to the dead letters. `None`: the key holds something else, or takes no more.
-pub(crate) fn append_dead_letter(
+pub(crate) fn append_dead_letter<'f>(
     context: Context<'_>,
     letters: &Key<'_>,
     letters_name: &ServerString,
-    fields: &[(&[u8], &[u8])],
+    fields: impl Iterator<Item = (&'f [u8], &'f [u8])>,
     id: Option<StreamId>,
 ) -> Option<StreamId> {
     let strings: Vec<ServerString> =
-        fields.iter().flat_map(|(field, value)| [ServerString::new(field), ServerString::new(value)]).collect();
+        fields.flat_map(|(field, value)| [ServerString::new(field), ServerString::new(value)]).collect();
     let strings: Vec<&ServerString> = strings.iter().collect();
     streams::append(context, letters, letters_name, id, &strings)
 }

@@ -50,13 +50,23 @@ fn log_changed(context: Context<'_>, view: &str, event: &CStr) {
     }
     let Some(log) = STATE.borrow(context).log_of(view) else { return };
     match event.to_bytes() {
-        b"xadd" => add(&log.pending, 1),
+        b"xadd" => match log.position.get() {
+            Some(_) => add(&log.pending, 1),
+            None => log.needs_look.set(true),
+        },
         // Neither moves the cursor nor adds entries; what is removed unread shows when the end is reached.
         b"xdel" | b"xtrim" | b"xgroup-createconsumer" | b"xgroup-delconsumer" | b"xsetid" => {}
-        // Another stream may stand there now, or the group was made, moved or destroyed.
-        _ => log.forget_position(),
+        // The group was made, moved or destroyed.
+        event if event.starts_with(b"xgroup-") => log.forget_position(),
+        // Another stream may stand there now, or none: it is read from its start, unless it brings a group.
+        _ => {
+            log.forget_position();
+            if let Ok(view) = STATE.borrow_mut(context).registry.view_mut(view.as_bytes()) {
+                view.cursor = None;
+            }
+        }
     }
-    if log.is_running() {
+    if log.has_work() {
         background::wake(context);
     }
 }

@@ -46,13 +46,8 @@ unsafe extern "C" fn on_info(info: *mut raw::RedisModuleInfoCtx, for_crash_repor
         return;
     }
     let _ = catch_unwind(AssertUnwindSafe(|| {
-        // SAFETY: the server asks on the main thread; a detached context only serves as the proof of that.
-        let figures = unsafe {
-            let detached = api!(RedisModule_GetThreadSafeContext(std::ptr::null_mut()));
-            let figures = figures(&STATE.borrow(Context::new(detached)));
-            api!(RedisModule_FreeThreadSafeContext(detached));
-            figures
-        };
+        // SAFETY: the server asks on the main thread.
+        let figures = unsafe { Context::with_detached(|context| figures(&STATE.borrow(context))) };
         // SAFETY: `info` is alive during the callback; the names end in NUL.
         unsafe {
             if api!(RedisModule_InfoAddSection(info, c"stats".as_ptr())) != raw::REDISMODULE_OK as c_int {

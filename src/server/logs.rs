@@ -23,7 +23,11 @@ pub(crate) struct Log {
     pub(crate) consumes: Cell<bool>,
     /// FS.CONSUMER STOP is in force.
     pub(crate) stopped: Cell<bool>,
-    /// Where the consumer stands. `None`: to be found out from the stream's group.
+    /// The stream is to be looked at: where the consumer stands is not known, or may not be so any more.
+    pub(crate) needs_look: Cell<bool>,
+    /// What was removed from the log before the next look is not lost: until now nobody was to consume it.
+    pub(crate) begins_anew: Cell<bool>,
+    /// Where the consumer stands. `None`: not looked yet, or there is no stream.
     pub(crate) position: Cell<Option<Cursor>>,
     /// The cursor as the group `fs` has it.
     pub(crate) flushed: Cell<Option<Cursor>>,
@@ -66,6 +70,8 @@ impl Log {
             maxlen: Cell::new(1),
             consumes: Cell::new(false),
             stopped: Cell::new(false),
+            needs_look: Cell::new(true),
+            begins_anew: Cell::new(false),
             position: Cell::new(None),
             flushed: Cell::new(None),
             pending: Cell::new(0),
@@ -76,11 +82,21 @@ impl Log {
     }
 
     /// Takes over what a definition says. What was decoded under the old one is decoded again.
-    pub(crate) fn redefine(&self, view: &View) {
+    pub(crate) fn redefine(&self, view: &View, is_new: bool) {
         self.maxlen.set(view.maxlen());
         self.stopped.set(view.stopped);
-        self.consumes.set(view.versions.values().any(|v| v.consumer));
+        let consumes = view.versions.values().any(|v| v.consumer);
+        if !self.consumes.replace(consumes) && consumes && !is_new {
+            self.begins_anew.set(true);
+            self.forget_position();
+        }
         self.discard_in_flight();
+    }
+
+    /// True when there is something to do in the background.
+    pub(crate) fn has_work(&self) -> bool {
+        let has_entries = self.position.get().is_some() && self.pending.get() > 0;
+        self.consumes.get() && (self.needs_look.get() || (has_entries && !self.stopped.get()))
     }
 
     /// True when the background consumer works on this log.
@@ -91,6 +107,7 @@ impl Log {
     /// Forgets where the consumer stands: the stream may be another one now.
     pub(crate) fn forget_position(&self) {
         self.position.set(None);
+        self.needs_look.set(true);
         self.discard_in_flight();
     }
 

@@ -26,14 +26,18 @@ impl State {
 
 unsafe extern "C" fn save(rdb: *mut raw::RedisModuleIO, _when: c_int) {
     let _ = catch_unwind(AssertUnwindSafe(|| {
-        // SAFETY: the server calls on the thread (or in the forked child) that holds the dataset; `rdb` is alive.
-        unsafe {
-            let context = Context::new(api!(RedisModule_GetContextFromIO(rdb)));
-            let state = STATE.borrow(context);
-            if !state.registry.is_empty() {
-                let bytes = encode_snapshot(&state.registry.to_snapshot());
-                api!(RedisModule_SaveStringBuffer(rdb, bytes.as_ptr().cast::<c_char>(), bytes.len()));
-            }
+        // The context of `rdb` stays out of this: a server of version 8.0 that was asked for it and then saw nothing
+        // written never gives it back, and aborts at the next write.
+        // SAFETY: the server calls on the main thread or in the forked child.
+        let bytes = unsafe {
+            Context::with_detached(|context| {
+                let state = STATE.borrow(context);
+                (!state.registry.is_empty()).then(|| encode_snapshot(&state.registry.to_snapshot()))
+            })
+        };
+        if let Some(bytes) = bytes {
+            // SAFETY: `rdb` is alive during the callback.
+            unsafe { api!(RedisModule_SaveStringBuffer(rdb, bytes.as_ptr().cast::<c_char>(), bytes.len())) };
         }
     }));
 }

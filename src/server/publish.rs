@@ -168,7 +168,8 @@ fn after_append(context: Context<'_>, log: &Log, stream: &Key<'_>, appended: Str
     let mut unconsumed = 0;
     if log.consumes.get() {
         let Some(mut position) = log.position.get() else {
-            // Nothing is trimmed before the consumer has looked at the stream, which it does next.
+            // Nothing is trimmed before the stream was looked at, which comes next.
+            log.needs_look.set(true);
             crate::server::background::wake(context);
             return None;
         };

@@ -4,7 +4,7 @@ use crate::server::api::{Context, ServerString};
 use crate::server::background::Background;
 use crate::server::logs::Log;
 use feature_store_core::definition::FeatureView;
-use feature_store_core::keys::{dead_letter_key, stream_key, RowKey, FEATURE_VIEW, TIMES, UPDATED_AT};
+use feature_store_core::keys::{dead_letter_key, row_prefix, stream_key, RowKey, FEATURE_VIEW, TIMES, UPDATED_AT};
 use feature_store_core::log_entry::{APPLIED, ENTITY_ID, EVENT_ID, FEATURES, FEATURE_VIEW as ENTRY_VIEW, TIMESTAMP};
 use feature_store_core::registry::Registry;
 use feature_store_core::{Code, Error, Result};
@@ -81,6 +81,8 @@ struct Prepared {
 pub(crate) struct PreparedView {
     /// The definition.
     pub(crate) view: Arc<FeatureView>,
+    /// What all keys of its rows begin with.
+    pub(crate) row_prefix: String,
     /// The features' names, in the schema's order.
     pub(crate) names: Vec<ServerString>,
     /// The log that all versions share.
@@ -127,20 +129,27 @@ impl State {
         let mut logs: HashMap<String, Rc<Log>> =
             self.prepared.drain().map(|(name, prepared)| (name, prepared.log)).collect();
         for (name, view) in self.registry.views() {
-            let log = logs.remove(name).unwrap_or_else(|| {
+            let known = logs.remove(name);
+            let is_new = known.is_none();
+            let log = known.unwrap_or_else(|| {
                 Rc::new(Log::new(
                     name,
                     ServerString::new(stream_key(name).as_bytes()),
                     ServerString::new(dead_letter_key(name).as_bytes()),
                 ))
             });
-            log.redefine(view);
+            log.redefine(view, is_new);
             let versions = view
                 .versions
                 .iter()
                 .map(|(version, view)| {
-                    let names = view.features().iter().map(|f| ServerString::new(f.name.as_bytes())).collect();
-                    (*version, Rc::new(PreparedView { view: Arc::clone(view), names, log: Rc::clone(&log) }))
+                    let prepared = PreparedView {
+                        view: Arc::clone(view),
+                        row_prefix: row_prefix(name, *version),
+                        names: view.features().iter().map(|f| ServerString::new(f.name.as_bytes())).collect(),
+                        log: Rc::clone(&log),
+                    };
+                    (*version, Rc::new(prepared))
                 })
                 .collect();
             self.prepared.insert(name.clone(), Prepared { versions, log });
@@ -160,7 +169,13 @@ impl State {
         }
     }
 
-    /// The log of a view.
+    /// The log of a view that a command names.
+    pub(crate) fn require_log(&self, view: &[u8]) -> Result<Rc<Log>> {
+        let name = &self.registry.version(view, None)?.name;
+        Ok(self.log_of(name).expect("every registered view is prepared"))
+    }
+
+    /// The log of a view, if it is registered.
     pub(crate) fn log_of(&self, view: &str) -> Option<Rc<Log>> {
         self.prepared.get(view).map(|p| Rc::clone(&p.log))
     }

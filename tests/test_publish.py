@@ -1,0 +1,849 @@
+"""Writing: FS.PUBLISH, FS.MPUBLISH and FS.DEL, told by what native commands then find in rows and streams."""
+
+import base64
+import itertools
+import json
+import math
+import random
+import struct
+from contextlib import contextmanager
+from decimal import Decimal
+
+import numpy as np
+import pytest
+import valkey
+
+from server import await_until
+
+ROW, LOG, LETTERS = "fs:v1:profile:u1", "fs:stream:profile", "fs:dlq:profile"
+ALL_TYPES = "i INT f FLOAT b BOOL s STRING t TIMESTAMP e VECTOR 3 l LIST"
+RAW = np.array([0.1, -2, 3e7], "<f4").tobytes()
+MINUTE_MS = 60_000
+
+
+@pytest.fixture
+def client(server):
+    return server.client()
+
+
+def fs(client, line: str, *more):
+    """Calls a command: a line of words, and arguments that are no plain words."""
+    return client.execute_command(*line.split(), *more)
+
+
+def register(client, schema: str, options: str = "", view: str = "profile") -> None:
+    assert fs(client, f"FS.REGISTER {view} ENTITY user {options} SCHEMA {schema}") == b"OK"
+
+
+def now_ms(client) -> int:
+    seconds, microseconds = client.time()
+    return seconds * 1000 + microseconds // 1000
+
+
+def features(client, key: str = ROW) -> dict:
+    """The row's features by name, without the fields that tell of times."""
+    return {name: value for name, value in client.hgetall(key).items() if not name.startswith(b"_")}
+
+
+def seconds(ms: int) -> Decimal:
+    return Decimal(ms) / 1000
+
+
+def times(client, key: str = ROW) -> tuple:
+    """`_updated_at` and `_times`, as exact numbers."""
+    updated_at, exceptions = client.hmget(key, "_updated_at", "_times")
+    exceptions = (
+        None if exceptions is None else json.loads(exceptions, parse_float=Decimal, parse_int=Decimal)
+    )
+    return Decimal(updated_at.decode()), exceptions
+
+
+def info(client, view: str = "profile") -> dict:
+    reply = fs(client, f"FS.INFO {view}")
+    return dict(zip(reply[::2], reply[1::2], strict=True))
+
+
+@contextmanager
+def refused(client, code: str, *parts: str):
+    """The call inside is refused with this code and these words, and no key changes."""
+    before = (
+        client.execute_command("DEBUG", "DIGEST"),
+        client.xlen(LOG) if client.type(LOG) == b"stream" else None,
+    )
+    with pytest.raises(valkey.ResponseError) as caught:
+        yield
+    # The client takes ERR and some other codes off; what it takes off names the class of the error.
+    shown = {"OutOfMemoryError": "OOM ", "NoPermissionError": "NOPERM "}.get(type(caught.value).__name__, "")
+    message = shown + str(caught.value)
+    assert code == "ERR" or message.startswith(code + " "), message
+    assert [part for part in parts if part not in message] == [], message
+    after = (
+        client.execute_command("DEBUG", "DIGEST"),
+        client.xlen(LOG) if client.type(LOG) == b"stream" else None,
+    )
+    assert after == before, f"{message}, and yet something changed"
+
+
+# Values
+
+ACCEPTED = {
+    "i": [
+        (b"42", ["42", "+42", "42.0", "4.2e1"], ["42", "42.0", '"42"', "4.2e1"]),
+        (b"-7", ["-7", "-7.0"], ["-7", '"-7"']),
+        (b"0", ["0", "-0"], ["0", "-0"]),
+        (b"9223372036854775807", ["9223372036854775807"], ["9223372036854775807"]),
+        (b"-9223372036854775808", ["-9223372036854775808"], ["-9223372036854775808"]),
+    ],
+    "f": [
+        (b"0.5", ["0.5", ".5", "5e-1", "0.500"], ["0.5", "5e-1", '"0.5"', "0.500"]),
+        (b"5", ["5", "5.0"], ["5", "5.0", '"5"']),
+        (b"-1e300", ["-1e300"], ["-1e300", '"-1e300"']),
+    ],
+    "b": [
+        (b"1", ["true", "True", "TRUE", "1"], ["true", "1", '"true"', '"True"', '"1"']),
+        (b"0", ["false", "False", "0"], ["false", "0", '"false"', '"0"']),
+    ],
+    "s": [
+        (b"plain", ["plain"], ['"plain"', '"pl\\u0061in"']),
+        (b"", [""], ['""']),
+        ("grün \N{SNOWMAN}".encode(), ["grün \N{SNOWMAN}"], ['"grün \\u2603"', '"gr\\u00fcn \N{SNOWMAN}"']),
+        (b'a\n"b"\0', [b'a\n"b"\0'], ['"a\\n\\"b\\"\\u0000"']),
+        (b"\xff\xfe", [b"\xff\xfe"], ['{"$base64":"//4="}']),
+        (b"true", ["true"], ['"true"']),
+    ],
+    "t": [(b"1700000000123", ["1700000000123", "1700000000123.0"], ["1700000000123", '"1700000000123"'])],
+    "e": [
+        (
+            RAW,
+            [RAW, "0.1,-2,30000000", "[0.1, -2.0, 3e7]", " 0.1 , -2 , 3e7 "],
+            ["[0.1,-2,30000000]", "[0.1, -2.0, 3e7]", '"0.1,-2,3e7"', '"[0.1,-2,3e7]"'],
+        )
+    ],
+    "l": [
+        (
+            b'[1,"a",null,[2.5,{"b":true}]]',
+            ['[1,"a",null,[2.5,{"b":true}]]'],
+            ['[1,"a",null,[2.5,{"b":true}]]'],
+        )
+    ],
+}
+
+
+@pytest.mark.parametrize("feature", ACCEPTED)
+def test_a_value_is_stored_in_one_form_whatever_form_it_comes_in(client, feature):
+    register(client, ALL_TYPES)
+    for stored, words, documents in ACCEPTED[feature]:
+        for word in words:
+            fs(client, f"FS.PUBLISH {ROW} {feature}", word)
+            assert client.hget(ROW, feature) == stored, word
+        for document in documents:
+            fs(client, f"FS.PUBLISH {ROW} JSON", f'{{"{feature}":{document}}}')
+            assert client.hget(ROW, feature) == stored, document
+            fs(client, f"FS.MPUBLISH {ROW}", f'{{ "{feature}" : {document} }}')
+            assert client.hget(ROW, feature) == stored, document
+
+
+REFUSED = {
+    "i": (
+        ["", "abc", "5.5", "9223372036854775808", "1e300", "nan", "0x10", " 5", "true"],
+        ["5.5", "true", "[5]", '"x"'],
+    ),
+    "f": (
+        ["", "abc", "nan", "inf", "-Infinity", "1e999", "0,5", "0x1p3"],
+        ["1e999", "true", '"nan"', "[0.5]", "{}"],
+    ),
+    "b": (["", "yes", "2", "t", "1.0", "-1"], ["2", '"yes"', "[true]", "{}", "1.5"]),
+    "s": (
+        [],
+        ["5", "true", "[1]", "{}", '{"a":1}', '{"$base64":"%"}', '{"$base64":"//4=","x":"y"}', '"\\ud800"'],
+    ),
+    "t": (["", "abc", "1700000000", "99999999999", "1700000000.5"], ["1700000000", "true", '"x"', "[1]"]),
+    "e": (
+        [
+            "",
+            "1,2",
+            "1,2,3,4",
+            "1,2,x",
+            "[1,2,3",
+            "1,nan,2",
+            "1,1e39,2",
+            b"\xff\xff\xff\xff" * 3,
+            RAW[:-1],
+            RAW + b"\0",
+        ],
+        ["[1,2]", "[1,2,3,4]", "[[1,2,3]]", '[1,"a",2]', "5", "true", "{}", "[1e39,0,0]"],
+    ),
+    "l": (["", "5", "{}", "[1", "[1] x", "[nan]", "['a']", b'["\xff"]'], ["5", '"x"', "{}", "true"]),
+}
+
+
+@pytest.mark.parametrize("feature", REFUSED)
+def test_a_value_of_another_type_refuses_the_whole_update(client, feature):
+    register(client, ALL_TYPES)
+    fs(client, f"FS.PUBLISH {ROW} AT {now_ms(client) - MINUTE_MS} i 1 s before")
+    words, documents = REFUSED[feature]
+    other = "s" if feature == "i" else "i"
+    for word in words:
+        with refused(client, "SCHEMA", "'profile'", f"'{feature}'"):
+            fs(client, f"FS.PUBLISH {ROW} {other} 5 {feature}", word)
+    for document in documents:
+        object_ = f'{{"{other}":"5","{feature}":{document}}}'
+        with refused(client, "SCHEMA", "'profile'", f"'{feature}'"):
+            fs(client, f"FS.PUBLISH {ROW} JSON", object_)
+        with refused(client, "SCHEMA", "'profile'", f"'{feature}'"):
+            fs(client, f"FS.MPUBLISH {ROW}", f'{{"{other}":"5"}}', ROW, object_)
+
+
+def test_an_integral_float_beyond_exactness_is_not_rounded_in_silence(client):
+    register(client, ALL_TYPES)
+    for text in ("9007199254740993.0", "-9007199254740993.0", "9007199254740993e0", "36028797018963969.0"):
+        for call in ([f"FS.PUBLISH {ROW} i", text], [f"FS.PUBLISH {ROW} JSON", f'{{"i":{text}}}']):
+            try:
+                fs(client, *call)
+            except valkey.ResponseError as refusal:
+                assert str(refusal).startswith("SCHEMA ")
+            else:
+                assert client.hget(ROW, "i") == str(int(Decimal(text))).encode(), text
+
+
+def test_a_double_is_stored_as_its_shortest_decimal(client):
+    register(client, "f FLOAT")
+    draw = random.Random(5)
+    numbers = [struct.unpack("<d", draw.randbytes(8))[0] for _ in range(300)]
+    numbers = [x for x in numbers if math.isfinite(x)] + [
+        5e-324,
+        1.7976931348623157e308,
+        2.2250738585072014e-308,
+    ]
+    numbers += [0.1, 0.3, 1e22, 1e23, 123456789012345678, 2**53 + 1, -0.0, 1e300]
+    for number in numbers:
+        for call in (
+            [f"FS.PUBLISH {ROW} f", repr(float(number))],
+            [f"FS.PUBLISH {ROW} JSON", json.dumps({"f": number})],
+        ):
+            fs(client, *call)
+            stored = client.hget(ROW, "f").decode()
+            assert Decimal(stored) == Decimal(repr(float(number))), (number, stored)
+            assert math.copysign(1, float(stored)) == math.copysign(1, number)
+
+
+def test_bounds_and_values_are_inclusive_and_closed(client):
+    register(
+        client, "i INT MIN -5 MAX 5 f FLOAT MIN 0.5 t TIMESTAMP MAX 1700000000000 s STRING VALUES 2 free pro"
+    )
+    for feature, word in [
+        ("i", "-5"),
+        ("i", "5"),
+        ("f", "0.5"),
+        ("f", "1e300"),
+        ("t", "1700000000000"),
+        ("s", "pro"),
+    ]:
+        fs(client, f"FS.PUBLISH {ROW} {feature} {word}")
+        assert client.hget(ROW, feature).decode() == word
+    cases = [
+        ("i", "-6"),
+        ("i", "6"),
+        ("f", "0.49"),
+        ("f", "-1"),
+        ("t", "1700000000001"),
+        ("s", "Pro"),
+        ("s", "gold"),
+    ]
+    for feature, word in cases:
+        with refused(client, "SCHEMA", "'profile'", f"'{feature}'", word):
+            fs(client, f"FS.PUBLISH {ROW} {feature} {word}")
+
+
+def test_only_what_is_published_is_stored_and_defaults_are_not(client):
+    register(client, "i INT DEFAULT 7 f FLOAT DEFAULT 0.5 s STRING x INT INPUT")
+    moment = now_ms(client) - MINUTE_MS
+    fs(client, f"FS.PUBLISH {ROW} AT {moment} s a x 5")
+    assert client.hgetall(ROW) == {
+        b"s": b"a",
+        b"_updated_at": str(seconds(moment)).rstrip("0").rstrip(".").encode(),
+        b"_feature_view": b"profile",
+    }
+    assert json.loads(client.xrevrange(LOG, count=1)[0][1][b"features"]) == {"s": "a", "x": 5}
+
+
+def test_the_last_word_on_a_feature_counts(client):
+    register(client, "i INT s STRING")
+    fs(client, f"FS.PUBLISH {ROW} i 1 s a i 2")
+    assert features(client) == {b"i": b"2", b"s": b"a"}
+    fs(client, f"FS.PUBLISH {ROW} JSON", '{"i":3,"s":"b","i":null}')
+    assert features(client) == {b"s": b"b"}
+
+
+def test_unknown_features_are_refused_or_dropped_and_counted(client):
+    register(client, "i INT")
+    register(client, "i INT", "EXTRA IGNORE", view="loose")
+    with refused(client, "NOFEATURE", "'profile'", "'colour'"):
+        fs(client, f"FS.PUBLISH {ROW} i 1 colour red")
+    with refused(client, "NOFEATURE", "'profile'", "'_times'"):
+        fs(client, f"FS.PUBLISH {ROW} JSON", '{"i":1,"_times":{}}')
+    fs(client, "FS.PUBLISH fs:v1:loose:u1 i 1 colour red _updated_at 5")
+    fs(client, "FS.PUBLISH fs:v1:loose:u1 JSON", '{"i":2,"_times":{"i":9},"deep":[[{}]]}')
+    assert features(client, "fs:v1:loose:u1") == {b"i": b"2"}
+    assert times(client, "fs:v1:loose:u1")[1] is None
+    assert info(client, "loose")[b"extra_fields_dropped"] == 4
+    fs(client, "FS.PUBLISH fs:v1:loose:u2 colour red")
+    assert client.exists("fs:v1:loose:u2") == 0
+    assert all(b"colour" not in entry[b"features"] for _, entry in client.xrange("fs:stream:loose"))
+    with refused(client, "SCHEMA", "'loose'", "'i'"):
+        fs(client, "FS.PUBLISH fs:v1:loose:u1 colour red i x")
+
+
+# Event time
+
+
+class Row:
+    """What the contract says of a row, feature by feature: the newest event wins, at equal times the later arrival."""
+
+    def __init__(self):
+        self.values: dict[str, tuple[int, str | None]] = {}
+
+    def publish(self, at_ms: int, update: dict) -> None:
+        for name, value in update.items():
+            if at_ms >= self.values.get(name, (0, None))[0]:
+                self.values[name] = (at_ms, value)
+
+    def check(self, client, key: str) -> None:
+        assert features(client, key) == {
+            n.encode(): v.encode() for n, (_, v) in self.values.items() if v is not None
+        }
+        newest = max(at for at, _ in self.values.values())
+        exceptions = {n: seconds(at) for n, (at, v) in self.values.items() if v is None or at != newest}
+        assert times(client, key) == (seconds(newest), exceptions or None)
+        assert client.hget(key, "_feature_view") == b"profile"
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_event_time_wins_for_each_feature_and_for_removals(client, seed):
+    draw = random.Random(seed)
+    count = draw.choice([2, 5, 12])
+    names = [f"g{i}" for i in range(count)]
+    register(client, " ".join(f"{name} INT" for name in names), "LOG OFF" if seed % 2 else "")
+    start, row = now_ms(client) - MINUTE_MS, Row()
+    for _ in range(60):
+        # Few moments, so that equal times are common.
+        at_ms = start + draw.randrange(8) * draw.choice([1, 1000])
+        update = {
+            name: draw.choice([None, str(draw.randrange(100))])
+            for name in draw.sample(names, draw.randint(1, count))
+        }
+        words = [word for name, value in update.items() for word in (name, value)]
+        if None in words or draw.random() < 0.3:
+            fs(client, f"FS.PUBLISH {ROW} AT {at_ms} JSON", json.dumps(update))
+        else:
+            fs(client, f"FS.PUBLISH {ROW} AT {at_ms}", *words)
+        row.publish(at_ms, update)
+        row.check(client, ROW)
+
+
+def test_any_order_of_updates_ends_in_the_same_row(client):
+    register(client, "a INT b INT c STRING")
+    start = now_ms(client) - MINUTE_MS
+    updates = [
+        {"a": 1, "b": 1, "c": "x"},
+        {"b": 2},
+        {"a": None},
+        {"c": "y", "b": None},
+        {"a": 5},
+    ]
+    rows = set()
+    for i, order in enumerate(itertools.permutations(range(len(updates)))):
+        key = f"fs:v1:profile:order{i}"
+        for j in order:
+            fs(client, f"FS.PUBLISH {key} AT {start + j} JSON", json.dumps(updates[j]))
+        rows.add(tuple(sorted(client.hgetall(key).items())))
+    assert len(rows) == 1
+    assert dict(rows.pop())[b"a"] == b"5"
+
+
+def test_a_superseded_update_is_logged_and_counted_and_leaves_the_row_alone(client):
+    register(client, "a INT b INT")
+    newest = now_ms(client) - MINUTE_MS
+    fs(client, f"FS.PUBLISH {ROW} AT {newest} a 1 b 1")
+    before = client.hgetall(ROW)
+    entry_id = fs(client, f"FS.PUBLISH {ROW} AT {newest - 1} a 2")
+    assert client.hgetall(ROW) == before
+    assert client.xrevrange(LOG, count=1)[0][0] == entry_id
+    fs(client, f"FS.PUBLISH {ROW} AT {newest - 1} JSON", '{"a":null}')
+    assert client.hgetall(ROW) == before
+    assert info(client)[b"superseded"] == 2
+    assert client.xlen(LOG) == 3
+
+
+def test_an_update_without_a_time_always_takes_effect(client):
+    register(client, "a INT b INT")
+    ahead = now_ms(client) + 2 * MINUTE_MS
+    fs(client, f"FS.PUBLISH {ROW} AT {ahead} a 1")
+    fs(client, f"FS.PUBLISH {ROW} a 2")
+    assert features(client) == {b"a": b"2"}
+    assert times(client) == (seconds(ahead), None)
+    # A feature that is not touched does not count: this one's time is the clock's.
+    before = now_ms(client)
+    fs(client, f"FS.PUBLISH {ROW} b 1")
+    assert seconds(before) <= times(client)[1]["b"] <= seconds(now_ms(client))
+    # A removal that lies ahead counts, too.
+    fs(client, f"FS.PUBLISH {ROW} AT {ahead} JSON", '{"a":null}')
+    fs(client, f"FS.PUBLISH {ROW} a 3")
+    assert features(client) == {b"a": b"3", b"b": b"1"}
+    fs(client, f"FS.PUBLISH {ROW} JSON", '{"a":null}')
+    assert features(client) == {b"b": b"1"}
+
+
+def test_a_row_written_by_hand_loses_to_newer_events_and_wins_over_older_ones(client):
+    register(client, "a INT b INT")
+    moment = now_ms(client) - MINUTE_MS
+    client.hset(ROW, mapping={"a": "1", "b": "True", "_updated_at": str(seconds(moment)), "other": "x"})
+    fs(client, f"FS.PUBLISH {ROW} AT {moment - 1} a 2")
+    assert client.hget(ROW, "a") == b"1"
+    fs(client, f"FS.PUBLISH {ROW} AT {moment + 1} a 3")
+    assert client.hmget(ROW, "a", "b", "other") == [b"3", b"True", b"x"]
+    assert times(client) == (seconds(moment + 1), {"b": seconds(moment)})
+    # Without a time it is older than every event.
+    client.delete(ROW)
+    client.hset(ROW, mapping={"a": "1", "b": "1", "_updated_at": "yesterday"})
+    fs(client, f"FS.PUBLISH {ROW} AT {moment - 10**10} a 2")
+    fs(client, f"FS.PUBLISH {ROW} AT {moment - 10**10 - 1} b 2")
+    assert features(client) == {b"a": b"2", b"b": b"2"}
+
+
+def test_times_that_are_not_milliseconds_are_refused(client):
+    register(client, "a INT")
+    for at, part in [
+        ("1700000000", "looks like seconds"),
+        ("99999999999", "looks like seconds"),
+        ("-5", "negative"),
+    ]:
+        with refused(client, "ERR", part, at):
+            fs(client, f"FS.PUBLISH {ROW} AT {at} a 1")
+        with refused(client, "ERR", part, at):
+            fs(client, f"FS.MPUBLISH {ROW}", f'{{"a":1,"_at":{at}}}')
+    for at in ("", "x", "1700000000000.5", "1e12", "99999999999999999999", "1700000000 000"):
+        with refused(client, "ERR", at):
+            fs(client, f"FS.PUBLISH {ROW} AT", at, "a", "1")
+    for at in ("1.5", '"1700000000000"', "null", "[]", "99999999999999999999"):
+        with refused(client, "ERR"):
+            fs(client, f"FS.MPUBLISH {ROW}", f'{{"a":1,"_at":{at}}}')
+    assert fs(client, f"FS.PUBLISH {ROW} AT 100000000000 a 1")
+
+
+def test_an_event_time_beyond_the_clock_skew_is_refused(fresh_server):
+    client = fresh_server().client()
+    register(client, "a INT")
+    assert fs(client, f"FS.PUBLISH {ROW} AT {now_ms(client) + 4 * MINUTE_MS} a 1")
+    for skew_ms, ahead_ms in [(300_000, 6 * MINUTE_MS), (1000, 10_000), (0, 5_000)]:
+        client.config_set("fs.max-clock-skew", skew_ms)
+        at = now_ms(client) + ahead_ms
+        with refused(client, "FUTURE", "'profile'", str(at)):
+            fs(client, f"FS.PUBLISH {ROW} AT {at} a 2")
+        with refused(client, "FUTURE", "'profile'", str(at)):
+            fs(client, f"FS.MPUBLISH {ROW}", '{"a":2}', ROW, f'{{"a":2,"_at":{at}}}')
+    for at in (4_000_000_000_000, 2**62):
+        with refused(client, "FUTURE", str(at)):
+            fs(client, f"FS.PUBLISH {ROW} AT {at} a 2")
+    client.config_set("fs.max-clock-skew", 3_600_000)
+    assert fs(client, f"FS.PUBLISH {ROW} AT {now_ms(client) + 50 * MINUTE_MS} a 3")
+
+
+# Expiry
+
+
+def test_the_row_expires_a_ttl_after_its_newest_event(client):
+    register(client, "a INT b INT TTL 5m", "TTL 1h")
+    moment, hour = now_ms(client) - MINUTE_MS, 60 * MINUTE_MS
+    newest = 0
+    for offset in (0, -5, 7, 7, 3, 20, -MINUTE_MS):
+        fs(client, f"FS.PUBLISH {ROW} AT {moment + offset} a 1 b 1")
+        newest = max(newest, moment + offset)
+        assert client.pexpiretime(ROW) == newest + hour, offset
+    fs(client, f"FS.MPUBLISH {ROW}", f'{{"a":1,"_at":{moment + 30}}}')
+    assert client.pexpiretime(ROW) == moment + 30 + hour
+    before = now_ms(client)
+    fs(client, f"FS.PUBLISH {ROW} a 1")
+    assert before + hour <= client.pexpiretime(ROW) <= now_ms(client) + hour
+    register(client, "a INT TTL 5m", view="eternal")
+    fs(client, "FS.PUBLISH fs:v1:eternal:u1 a 1")
+    assert client.pexpiretime("fs:v1:eternal:u1") == -1
+
+
+def test_a_changed_ttl_reaches_the_expiry_with_the_next_update_of_the_row(client):
+    hour = 60 * MINUTE_MS
+    for offset in (0, 5, -5):
+        key = f"fs:v1:profile:o{offset}"
+        fs(client, "FS.REGISTER profile ENTITY user TTL 1h SCHEMA a INT b INT")
+        moment = now_ms(client) - MINUTE_MS
+        fs(client, f"FS.PUBLISH {key} AT {moment} a 1")
+        fs(client, "FS.ALTER profile TTL 2h")
+        fs(client, f"FS.PUBLISH {key} AT {moment + offset} b 1")
+        assert client.pexpiretime(key) == max(moment, moment + offset) + 2 * hour, offset
+        fs(client, "FS.ALTER profile TTL NONE")
+        fs(client, f"FS.PUBLISH {key} AT {moment + offset} b 2")
+        assert client.pexpiretime(key) == -1, offset
+        fs(client, "FS.DROP profile")
+
+
+def test_an_update_that_is_too_old_on_arrival_is_logged_and_counted(client):
+    register(client, "a INT", "TTL 1h")
+    old = now_ms(client) - 61 * MINUTE_MS
+    entry_id = fs(client, f"FS.PUBLISH {ROW} AT {old} a 1")
+    assert client.exists(ROW) == 0
+    assert [id_ for id_, _ in client.xrange(LOG)] == [entry_id]
+    fs(client, f"FS.PUBLISH {ROW} AT {old + 2 * MINUTE_MS} a 2")
+    before = client.hgetall(ROW), client.pexpiretime(ROW)
+    fs(client, f"FS.MPUBLISH {ROW}", f'{{"a":3,"_at":{old}}}')
+    assert (client.hgetall(ROW), client.pexpiretime(ROW)) == before
+    assert (info(client)[b"expired_on_arrival"], client.xlen(LOG)) == (2, 3)
+
+
+# The log
+
+
+def test_an_entry_of_the_log_says_all_that_was_published(client):
+    register(client, ALL_TYPES + " gone INT")
+    moment = now_ms(client) - MINUTE_MS
+    moment -= moment % 1000 - 250
+    object_ = {
+        "i": -5,
+        "f": 0.25,
+        "b": True,
+        "s": 'a"b',
+        "t": moment,
+        "e": [0.1, -2, 3e7],
+        "l": [1, ["x"]],
+        "gone": None,
+    }
+    entry_id = fs(client, f"FS.PUBLISH {ROW} AT {moment} EVENT click-1 JSON", json.dumps(object_))
+    ((logged_id, fields),) = client.xrange(LOG)
+    assert logged_id == entry_id
+    assert list(fields) == [b"entity_id", b"features", b"timestamp", b"feature_view", b"applied", b"event_id"]
+    logged = json.loads(fields.pop(b"features"))
+    assert np.array_equal(np.array(logged.pop("e"), "<f4"), np.frombuffer(RAW, "<f4"))
+    object_.pop("e")
+    assert logged == object_
+    assert [type(logged[name]) for name in "ifbs"] == [int, float, bool, str]
+    assert fields.pop(b"applied")
+    assert fields == {
+        b"entity_id": b"u1",
+        b"timestamp": f"{moment // 1000}.25".encode(),
+        b"feature_view": b"profile",
+        b"event_id": b"click-1",
+    }
+    fs(client, f"FS.PUBLISH {ROW} s", b"\xff\0")
+    ((_, fields),) = client.xrevrange(LOG, count=1)
+    assert b"event_id" not in fields
+    assert json.loads(fields[b"features"]) == {"s": {"$base64": base64.b64encode(b"\xff\0").decode()}}
+
+
+def test_entity_ids_are_any_bytes(client):
+    register(client, "a INT")
+    for entity in (b"u1:i9", b"\0\xff\r\n", b"{tag}", b":", b"x" * 512, "grün".encode(), b"*?[a]"):
+        key = b"fs:v1:profile:" + entity
+        fs(client, "FS.PUBLISH", key, "a", "1")
+        assert client.hget(key, "a") == b"1"
+        assert client.xrevrange(LOG, count=1)[0][1][b"entity_id"] == entity
+    for entity in (b"", b"x" * 513):
+        with refused(client, "ERR", "entity id"):
+            fs(client, "FS.PUBLISH", b"fs:v1:profile:" + entity, "a", "1")
+
+
+def test_what_is_not_logged_answers_nil(client):
+    register(client, "a INT")
+    register(client, "a INT", "LOG OFF", view="silent")
+    assert fs(client, f"FS.PUBLISH {ROW} NOLOG a 1") is None
+    assert fs(client, f"FS.PUBLISH {ROW} nolog event e1 at {now_ms(client)} a 2") is None
+    assert fs(client, "FS.PUBLISH fs:v1:silent:u1 EVENT e1 a 3") is None
+    assert fs(client, "FS.MPUBLISH fs:v1:silent:u1", '{"a":4}') == 1
+    assert [client.hget(key, "a") for key in (ROW, "fs:v1:silent:u1")] == [b"2", b"4"]
+    assert client.keys("fs:stream:*") == []
+    fs(client, "FS.ALTER profile LOG OFF")
+    assert fs(client, f"FS.PUBLISH {ROW} a 5") is None
+    fs(client, "FS.ALTER profile LOG ON")
+    assert fs(client, f"FS.PUBLISH {ROW} a 6") == client.xrange(LOG)[0][0]
+
+
+def test_options_come_in_any_order_before_the_first_feature(client):
+    # Words of the syntax that are no reserved names may be features.
+    register(client, "log INT schema STRING version INT")
+    moment = now_ms(client) - MINUTE_MS
+    for options in itertools.permutations([["AT", moment], ["EVENT", "e1"]]):
+        entry_id = fs(
+            client, f"FS.PUBLISH {ROW}", *sum(options, []), "log", "1", "schema", "AT", "version", "2"
+        )
+        ((_, fields),) = client.xrange(LOG, entry_id, entry_id)
+        assert (fields[b"event_id"], Decimal(fields[b"timestamp"].decode())) == (b"e1", seconds(moment))
+    assert features(client) == {b"log": b"1", b"schema": b"AT", b"version": b"2"}
+    for words in (
+        "AT",
+        f"AT {moment}",
+        "EVENT",
+        "NOLOG",
+        "EVENT e1",
+        "JSON",
+        "JSON {} log",
+        f"log 1 AT {moment}",
+        "log",
+    ):
+        with pytest.raises(valkey.ResponseError):
+            fs(client, f"FS.PUBLISH {ROW} {words}")
+    assert client.xlen(LOG) == 2
+    for bad in ("", "x" * 513):
+        with refused(client, "ERR", "event id"):
+            fs(client, f"FS.PUBLISH {ROW} EVENT", bad, "log", "1")
+
+
+@pytest.mark.parametrize("consumer", ["ON", "OFF"])
+def test_the_log_is_trimmed_to_about_its_length(client, consumer):
+    register(client, "a INT", f"MAXLEN 100 CONSUMER {consumer}")
+    fs(client, f"FS.PUBLISH {ROW} a 0")
+    if consumer == "ON":
+        # Nothing is trimmed before the consumer has looked at the stream.
+        await_until(lambda: client.execute_command("XINFO", "GROUPS", LOG), what="the consumer's group")
+    pipeline = client.pipeline(transaction=False)
+    for i in range(3000):
+        pipeline.execute_command("FS.PUBLISH", ROW, "a", i)
+    ids = pipeline.execute()
+    node_entries = int(client.config_get("stream-node-max-entries")["stream-node-max-entries"])
+    assert 100 <= client.xlen(LOG) <= 100 + node_entries
+    assert [id_ for id_, _ in client.xrevrange(LOG, count=100)] == ids[:-101:-1]
+    assert info(client)[b"lost_entries"] == 0
+
+
+def test_only_the_version_that_the_key_names_takes_the_update(client):
+    for version in (1, 2, 3):
+        register(client, "a INT", view=f"profile VERSION {version}")
+    fs(client, "FS.PUBLISH fs:v2:profile:u1 a 1")
+    fs(client, "FS.MPUBLISH fs:v3:profile:u1", '{"a":1}')
+    # The consumer passes by entries that are applied, and takes this one into all versions.
+    client.xadd(LOG, {"entity_id": "u2", "features": '{"a":2}'})
+    await_until(
+        lambda: client.exists(*(f"fs:v{n}:profile:u2" for n in (1, 2, 3))) == 3, what="all three rows"
+    )
+    assert set(client.keys("*:u1")) == {b"fs:v2:profile:u1", b"fs:v3:profile:u1"}
+
+
+def test_keys_of_other_types_are_refused_and_kept(client):
+    register(client, "a INT")
+    register(client, "a INT", view="other")
+    for key in (ROW, LOG):
+        for make in (
+            lambda k: client.set(k, "x"),
+            lambda k: client.zadd(k, {"x": 1}),
+            lambda k: client.rpush(k, "x"),
+        ):
+            client.flushall()
+            make(key)
+            with refused(client, "WRONGTYPE", key):
+                fs(client, f"FS.PUBLISH {ROW} a 1")
+            with refused(client, "WRONGTYPE", key):
+                fs(client, "FS.MPUBLISH fs:v1:other:u1", '{"a":1}', ROW, '{"a":1}')
+    assert fs(client, f"FS.PUBLISH {ROW} NOLOG a 1") is None
+    client.flushall()
+    client.set("fs:v1:other:u1", "x")
+    fs(client, f"FS.PUBLISH {ROW} a 1")
+    with refused(client, "WRONGTYPE", "fs:v1:other:u1"):
+        fs(client, f"FS.DEL {ROW} fs:v1:other:u1")
+
+
+# FS.MPUBLISH and FS.DEL
+
+
+def test_several_rows_are_published_all_or_none(client):
+    register(client, "a INT MIN 0")
+    register(client, "b STRING", "LOG OFF", view="other")
+    good = [ROW, '{"a":1}', "fs:v1:other:u1", '{"b":"x"}', "fs:v1:profile:u2", '{"a":2}']
+    ahead = now_ms(client) + 60 * MINUTE_MS
+    for code, bad in [
+        ("SCHEMA", [ROW, '{"a":-1}']),
+        ("SCHEMA", [ROW, "{}"]),
+        ("SCHEMA", [ROW, "[1]"]),
+        ("SCHEMA", [ROW, ""]),
+        ("NOFEATURE", ["fs:v1:other:u1", '{"a":1}']),
+        ("NOVIEW", ["fs:v1:third:u1", '{"a":1}']),
+        ("NOVIEW", ["fs:v2:profile:u1", '{"a":1}']),
+        ("FUTURE", [ROW, f'{{"a":1,"_at":{ahead}}}']),
+        ("ERR", [ROW, '{"a":1,"_event":5}']),
+        ("ERR", [ROW, '{"a":1,"_event":""}']),
+        ("ERR", ["user:1", '{"a":1}']),
+        ("ERR", [ROW]),
+    ]:
+        with refused(client, code):
+            fs(client, "FS.MPUBLISH", *good, *bad)
+        if len(bad) == 2:
+            with refused(client, code):
+                fs(client, "FS.MPUBLISH", *bad, *good)
+    assert fs(client, "FS.MPUBLISH", *good) == 3
+    assert client.dbsize() == 4
+    assert [entry[b"entity_id"] for _, entry in client.xrange(LOG)] == [b"u1", b"u2"]
+
+
+def test_a_log_without_ids_left_refuses_all_rows(client):
+    register(client, "a INT")
+    register(client, "a INT", view="full")
+    newest = 2**64 - 1
+    for sequence, rows in [
+        (newest, [ROW, "fs:v1:full:u1"]),
+        (newest - 1, ["fs:v1:full:u1", "fs:v1:full:u2"]),
+    ]:
+        client.delete("fs:stream:full")
+        client.xadd("fs:stream:full", {"entity_id": "u0", "features": "{}"}, id=f"{newest}-{sequence}")
+        with refused(client, "ERR", "'full'"):
+            fs(client, "FS.MPUBLISH", *itertools.chain(*((row, '{"a":1}') for row in rows)))
+
+
+def test_rows_are_published_in_order_with_their_own_times_and_events(client):
+    register(client, "a INT b INT")
+    moment = now_ms(client) - MINUTE_MS
+    objects = [{"a": 1, "_at": moment}, {"b": 2, "_at": moment - 5, "_event": "e2"}, {"a": 3, "_at": moment}]
+    assert fs(client, "FS.MPUBLISH", *itertools.chain(*((ROW, json.dumps(o)) for o in objects))) == 3
+    assert features(client) == {b"a": b"3", b"b": b"2"}
+    assert times(client) == (seconds(moment), {"b": seconds(moment - 5)})
+    logged = [entry for _, entry in client.xrange(LOG)]
+    assert [entry.get(b"event_id") for entry in logged] == [None, b"e2", None]
+    assert [json.loads(entry[b"features"]) for entry in logged] == [{"a": 1}, {"b": 2}, {"a": 3}]
+
+
+def test_deleting_counts_the_rows_that_were_there(client):
+    register(client, "a INT")
+    for i in range(3):
+        fs(client, f"FS.PUBLISH fs:v1:profile:u{i} a 1")
+    assert fs(client, "FS.DEL fs:v1:profile:u0 fs:v1:profile:none fs:v1:profile:u0 fs:v1:profile:u2") == 2
+    assert client.keys("fs:v1:*") == [b"fs:v1:profile:u1"]
+    assert client.xlen(LOG) == 3
+    for code, key in [("NOVIEW", "fs:v1:other:u1"), ("NOVIEW", "fs:v2:profile:u1"), ("ERR", LOG)]:
+        with refused(client, code, *(["other"] if "other" in key else [])):
+            fs(client, f"FS.DEL fs:v1:profile:u1 {key}")
+    # A deletion leaves no event time behind: an older update makes the row anew.
+    assert fs(client, "FS.DEL fs:v1:profile:u1") == 1
+    fs(client, f"FS.PUBLISH fs:v1:profile:u1 AT {now_ms(client) - MINUTE_MS} a 5")
+    assert features(client, "fs:v1:profile:u1") == {b"a": b"5"}
+
+
+# Neighbours
+
+
+def test_listeners_hear_the_events_of_the_native_commands(fresh_server):
+    client = fresh_server({"notify-keyspace-events": "KEA"}).client()
+    register(client, "a INT b INT", "TTL 1h")
+    register(client, "a INT", "LOG OFF", view="silent")
+    await_until(lambda: info(client)[b"consumer"] == b"running", what="the consumer")
+    silent = "fs:v1:silent:u1"
+    moment = now_ms(client) - MINUTE_MS
+    with client.pubsub() as events:
+        events.psubscribe("__keyspace@0__:*")
+        assert events.get_message(timeout=5)["type"] == "psubscribe"
+
+        def heard(*call) -> dict[str, list[str]]:
+            """The events of one call by key; those of the consumer's group are not of the call."""
+            fs(client, *call)
+            client.publish("__keyspace@0__:end", "end")
+            by_key: dict[str, list[str]] = {}
+            while (message := events.get_message(timeout=5))["channel"] != b"__keyspace@0__:end":
+                event = message["data"].decode()
+                if not event.startswith("xgroup"):
+                    by_key.setdefault(message["channel"].decode().removeprefix("__keyspace@0__:"), []).append(
+                        event
+                    )
+            return {key: sorted(names) for key, names in by_key.items()}
+
+        publish = f"FS.PUBLISH {ROW} AT"
+        assert heard(f"{publish} {moment} a 1 b 1") == {ROW: ["expire", "hset"], LOG: ["xadd"]}
+        assert heard(f"{publish} {moment} JSON", '{"b":null}') == {ROW: ["hdel", "hset"], LOG: ["xadd"]}
+        assert heard(f"{publish} {moment - 5} a 5") == {LOG: ["xadd"]}
+        assert heard(f"{publish} {moment + 5} NOLOG a 2") == {ROW: ["expire", "hset"]}
+        assert heard(f"FS.PUBLISH {silent} a 1") == {silent: ["hset"]}
+        assert heard("FS.MPUBLISH", silent, '{"a":2}', ROW, f'{{"a":2,"_at":{moment + 10}}}') == {
+            silent: ["hset"],
+            ROW: ["expire", "hset"],
+            LOG: ["xadd"],
+        }
+        assert heard(f"FS.DEL {ROW} fs:v1:profile:none {silent}") == {ROW: ["del"], silent: ["del"]}
+
+
+def test_a_transaction_that_watches_a_row_sees_its_update(client, server):
+    register(client, "a INT")
+    other = server.client()
+    fs(client, f"FS.PUBLISH {ROW} a 1")
+    for call, is_seen in [
+        ([f"FS.PUBLISH {ROW} a 2"], True),
+        ([f"FS.MPUBLISH {ROW}", '{"a":3}'], True),
+        ([f"FS.DEL {ROW}"], True),
+        ([f"FS.PUBLISH {ROW} a x"], False),
+        ([f"FS.GET {ROW}"], False),
+        (["FS.PUBLISH fs:v1:profile:u2 a 2"], False),
+    ]:
+        with client.pipeline() as transaction:
+            transaction.watch(ROW)
+            try:
+                fs(other, *call)
+            except valkey.ResponseError as refusal:
+                assert str(refusal).startswith("SCHEMA"), refusal
+            transaction.multi()
+            transaction.ping()
+            if is_seen:
+                with pytest.raises(valkey.WatchError):
+                    transaction.execute()
+            else:
+                assert transaction.execute() == [True], call
+
+
+def test_a_client_that_caches_a_row_is_told_of_its_update(client, server):
+    register(client, "a INT")
+    fs(client, f"FS.PUBLISH {ROW} a 1")
+    reader = server.client(single_connection_client=True)
+    with server.client().pubsub() as invalidations:
+        invalidations.subscribe("__redis__:invalidate")
+        assert invalidations.get_message(timeout=5)["type"] == "subscribe"
+        (redirect,) = (other["id"] for other in client.client_list(_type="pubsub"))
+        reader.execute_command("CLIENT", "TRACKING", "ON", "REDIRECT", redirect)
+        for read in (f"FS.GET {ROW}", f"FS.MGET a {ROW}", f"FS.TENSOR a {ROW}", f"FS.EXPLAIN {ROW}"):
+            for write in (f"FS.PUBLISH {ROW} NOLOG a 2", f"FS.DEL {ROW}"):
+                fs(client, f"FS.PUBLISH {ROW} NOLOG a 1")
+                fs(reader, read)
+                fs(client, write)
+                assert invalidations.get_message(timeout=5)["data"] == [ROW.encode()], (read, write)
+
+
+# Transactions and scripts
+
+
+def test_updates_inside_a_transaction_are_applied_together(client):
+    register(client, "a INT")
+    with client.pipeline() as transaction:
+        transaction.execute_command("FS.PUBLISH", ROW, "a", 1)
+        transaction.hget(ROW, "a")
+        transaction.execute_command("FS.PUBLISH", ROW, "a", "x")
+        transaction.execute_command("FS.PUBLISH", ROW, "a", 2)
+        transaction.xlen(LOG)
+        first, value, refusal, second, length = transaction.execute(raise_on_error=False)
+    assert isinstance(refusal, valkey.ResponseError) and str(refusal).startswith("SCHEMA")
+    assert (value, length) == (b"1", 2)
+    assert [id_ for id_, _ in client.xrange(LOG)] == [first, second]
+    assert features(client) == {b"a": b"2"}
+
+
+def test_scripts_publish_and_read_in_both_protocols(client):
+    register(client, "a INT f FLOAT b BOOL s STRING e VECTOR 2")
+    publish = "return redis.call('FS.PUBLISH', KEYS[1], 'a', '5', 'f', '0.5', 'b', 'true', 'e', '1,2')"
+    entry_id = client.eval(publish, 1, ROW)
+    assert [id_ for id_, _ in client.xrange(LOG)] == [entry_id]
+    flat = client.eval("return redis.call('FS.GET', KEYS[1])", 1, ROW)
+    assert flat == [b"a", 5, b"f", b"0.5", b"b", 1, b"s", None, b"e", [b"1", b"2"]]
+    typed = """
+        redis.setresp(3)
+        local row = redis.call('FS.GET', KEYS[1]).map
+        return {row.a, tostring(row.f.double), tostring(row.b), tostring(row.s), tostring(row.e[2].double)}
+    """
+    assert client.eval(typed, 1, ROW) == [5, b"0.5", b"true", b"nil", b"2"]
+    caught = "return redis.pcall('FS.PUBLISH', KEYS[1], 'a', 'x').err"
+    before = client.execute_command("DEBUG", "DIGEST")
+    assert client.eval(caught, 1, ROW).startswith(b"SCHEMA feature 'a' of view 'profile'")
+    assert client.execute_command("DEBUG", "DIGEST") == before
+    with pytest.raises(valkey.ResponseError, match="Write commands are not allowed"):
+        client.execute_command("EVAL_RO", publish, 1, ROW)
+    assert client.execute_command("EVAL_RO", "return redis.call('FS.GET', KEYS[1], 'a')", 1, ROW) == [b"a", 5]
+    assert client.eval("return redis.call('FS.MPUBLISH', KEYS[1], ARGV[1])", 1, ROW, '{"a":6}') == 1
+    assert client.eval("return redis.call('FS.DEL', KEYS[1])", 1, ROW) == 1
