@@ -64,7 +64,9 @@ def check(what: str, expected: str, got: str) -> None:
     """Compares without layout and numbering; a line `...` of the README stands for anything."""
     parts = re.split(r"^\.\.\.$", expected, flags=re.MULTILINE)
     pattern = ".*".join(re.escape(plain(part)) for part in parts)
-    assert re.fullmatch(pattern, plain(got), re.DOTALL), f"{what}\nREADME: {plain(expected)}\nserver: {plain(got)}"
+    assert re.fullmatch(pattern, plain(got), re.DOTALL), (
+        f"{what}\nREADME: {plain(expected)}\nserver: {plain(got)}"
+    )
 
 
 def plain(text: str) -> str:
@@ -109,13 +111,17 @@ def shown_byte(byte: int) -> str:
 
 
 def await_consumed(server: Server) -> None:
-    with server.client() as client:
-        await_until(lambda: client.info("fs")["fs_lag_entries"] == 0, what="the consumers")
+    with server.client(protocol=3, decode_responses=True) as client:
+        views = [name for name, *_ in client.execute_command("FS.VIEWS")]
+        for view in views:
+            await_until(lambda v=view: client.execute_command("FS.INFO", v)["lag_entries"] == 0, what=view)
 
 
 def run_python(server: Server, snippet: str) -> str:
     """A process of its own, as a reader would run it."""
     program = snippet.replace("6379", str(server.port))
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout

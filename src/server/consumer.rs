@@ -23,7 +23,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 /// Entries that go to the decoding thread together.
-const BATCH_ENTRIES: usize = 64;
+const BATCH_ENTRIES: usize = 128;
 /// Entries and bytes of one log that are read ahead of the rows.
 const READ_AHEAD_ENTRIES_MAX: usize = 1_024;
 const READ_AHEAD_BYTES_MAX: usize = 8 << 20;
@@ -217,11 +217,11 @@ pub(crate) fn slice(context: Context<'_>, log: &Log, deadline: Deadline) -> Left
     let versions = consuming_versions(context, log);
     let against = against(context, Arc::clone(&versions));
     let mut unit = Unit::new(context, &words, log, &versions);
-    let mut consumed = 0;
+    let (mut consumed, mut finished) = (0, Vec::new());
     // Reading and applying take turns, so that neither uses up all the time.
     loop {
-        let read = read_ahead(context, log, &against);
-        let applied = apply_decoded(&mut unit, deadline);
+        let read = read_ahead(context, log, &against, &mut finished);
+        let applied = apply_decoded(&mut unit, deadline, &mut finished);
         consumed += applied;
         if deadline.is_over() || read + applied == 0 {
             break;
@@ -241,7 +241,7 @@ pub(crate) fn slice(context: Context<'_>, log: &Log, deadline: Deadline) -> Left
 }
 
 /// Applies a batch of what the decoding thread has brought back, in order. Answers how many entries.
-fn apply_decoded(unit: &mut Unit<'_>, deadline: Deadline) -> usize {
+fn apply_decoded(unit: &mut Unit<'_>, deadline: Deadline, finished: &mut Vec<Decoded>) -> usize {
     let log = unit.log;
     let epoch = log.epoch.get();
     let mut applied = 0;
@@ -261,6 +261,7 @@ fn apply_decoded(unit: &mut Unit<'_>, deadline: Deadline) -> usize {
         };
         unit.consume(&next);
         step(log, next.entry.id);
+        finished.push(next);
         applied += 1;
         // Looking at the clock costs as much as a field; a few rows more do not matter.
         if applied % 4 == 0 && deadline.is_over() {
@@ -280,7 +281,7 @@ fn step(log: &Log, id: StreamId) {
 }
 
 /// Gives the decoding thread one more batch if it may hold it. Answers how many entries.
-fn read_ahead(context: Context<'_>, log: &Log, against: &Against) -> usize {
+fn read_ahead(context: Context<'_>, log: &Log, against: &Against, finished: &mut Vec<Decoded>) -> usize {
     let Some(position) = log.position.get() else { return 0 };
     let (after, entries, bytes) = {
         let in_flight = log.in_flight.borrow();
@@ -293,7 +294,7 @@ fn read_ahead(context: Context<'_>, log: &Log, against: &Against) -> usize {
     let batch = read_batch(context, &log.stream_key, after, BATCH_ENTRIES);
     let read = batch.len();
     if read > 0 {
-        let job = decoder::submit(&log.view, log.epoch.get(), batch, against);
+        let job = decoder::submit(log, batch, against, std::mem::take(finished));
         log.in_flight.borrow_mut().push_back(job);
     }
     read

@@ -1,6 +1,7 @@
 //! The decoding thread: reads and checks log entries off the main thread. It never touches the server.
 
 use crate::server::api::Context;
+use crate::server::logs::Log;
 use crate::server::state::STATE;
 use feature_store_core::definition::FeatureView;
 use feature_store_core::log_entry::{decode_entry, DecodedEntry, RawEntry};
@@ -74,6 +75,8 @@ struct Request {
     number: u64,
     entries: Vec<RawEntry>,
     against: Against,
+    /// Entries that are done with: freeing them is the thread's work too.
+    finished: Vec<Decoded>,
 }
 
 struct Response {
@@ -95,7 +98,8 @@ lazy_static! {
         let (outgoing, responses) = channel();
         let work = move || {
             for request in incoming {
-                let Request { view, epoch, number, entries, against } = request;
+                let Request { view, epoch, number, entries, against, finished } = request;
+                drop(finished);
                 let decoded = entries.into_iter().map(|entry| decode(entry, &against)).collect();
                 if outgoing.send(Response { view, epoch, number, decoded }).is_err() {
                     break;
@@ -110,8 +114,8 @@ lazy_static! {
     };
 }
 
-/// Gives a batch to the thread. `entries` is not empty.
-pub(crate) fn submit(view: &str, epoch: u64, entries: Vec<RawEntry>, against: &Against) -> Job {
+/// Gives a batch to the thread, and takes care of what is `finished`. `entries` is not empty.
+pub(crate) fn submit(log: &Log, entries: Vec<RawEntry>, against: &Against, finished: Vec<Decoded>) -> Job {
     let number = THREAD.numbers.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let job = Job {
         number,
@@ -120,7 +124,8 @@ pub(crate) fn submit(view: &str, epoch: u64, entries: Vec<RawEntry>, against: &A
         size: entries.iter().map(RawEntry::size).sum(),
         decoded: None,
     };
-    let request = Request { view: view.to_owned(), epoch, number, entries, against: against.clone() };
+    let (view, epoch) = (log.view.clone(), log.epoch.get());
+    let request = Request { view, epoch, number, entries, against: against.clone(), finished };
     THREAD.requests.send(request).expect("the decoding thread runs as long as the server");
     job
 }

@@ -63,6 +63,7 @@ fn log_changed(context: Context<'_>, view: &str, event: &CStr) {
             log.forget_position();
             if let Ok(view) = STATE.borrow_mut(context).registry.view_mut(view.as_bytes()) {
                 view.cursor = None;
+                view.forget_all_tombstones();
             }
         }
     }
