@@ -27,6 +27,8 @@ from test_consumer import (
 from test_replication import everything
 
 QUICK = {"fs.sweep-interval": 20}
+# The shortest slices, so that a test can come between them.
+SLOW = {"fs.consumer-slice-us": 50}
 AOF = QUICK | {"appendonly": "yes", "appendfsync": "everysec"}
 ALWAYS = QUICK | {"appendonly": "yes", "appendfsync": "always"}
 
@@ -87,12 +89,16 @@ def fill(client):
     """Every kind of definition and state: versions, alterations, a stop, deletions, dead letters, expiries, cursors."""
     register(client, "TTL", "30d", "DESCRIPTION", "people ä\n")
     register(client, "LOG", "OFF", version=2, schema=("v", "VECTOR", 3, "n", "INT", "DEFAULT", 5, "MIN", 0))
-    client.execute_command("FS.ALTER", "profile", "VERSION", 1, "ADD", "more", "BOOL", "DEFAULT", "true", "MAXLEN", 500)
+    client.execute_command(
+        "FS.ALTER", "profile", "VERSION", 1, "ADD", "more", "BOOL", "DEFAULT", "true", "MAXLEN", 500
+    )
     client.execute_command("FS.ALTER", "profile", "VERSION", 2, "CONSUMER", "OFF", "EXTRA", "IGNORE")
     now_s = time.time()
     for i in range(300):
         client.execute_command("FS.PUBLISH", f"fs:v1:profile:u{i % 40}", "n", i, "label", b"\xff\0\r\n")
-        client.execute_command("FS.PUBLISH", f"fs:v1:profile:u{i % 40}", "JSON", '{"score": 0.1, "label": null}')
+        client.execute_command(
+            "FS.PUBLISH", f"fs:v1:profile:u{i % 40}", "JSON", '{"score": 0.1, "label": null}'
+        )
         add(client, f"u{i % 30}", {"score": i / 7}, now_s - i)
     client.execute_command("FS.PUBLISH", "fs:v2:profile:u1", "v", "[0.1, 2, -3]")
     add(client, "u1", {"n": "no number"})
@@ -101,7 +107,9 @@ def fill(client):
     client.execute_command("FS.PUBLISH", "fs:v1:stopped:u1", "n", 1)
     await_drained(client)
     await_drained(client, "fs:stream:stopped")
-    await_until(lambda: figures(client)["tombstones"] == 0, what="a deletion that nothing can undo to be forgotten")
+    await_until(
+        lambda: figures(client)["tombstones"] == 0, what="a deletion that nothing can undo to be forgotten"
+    )
     consumer(client, "STOP", "stopped")
     for entity in ("gone", "kept"):
         client.xadd("fs:stream:stopped", {"entity_id": entity, "features": '{"n": 2}'})
@@ -112,7 +120,16 @@ def fill(client):
 
 def told(client):
     """What FS.INFO tells that is no count since the start."""
-    names = ("versions", "consumer", "length", "first_entry", "last_entry", "cursor", "lag_entries", "dlq_length")
+    names = (
+        "versions",
+        "consumer",
+        "length",
+        "first_entry",
+        "last_entry",
+        "cursor",
+        "lag_entries",
+        "dlq_length",
+    )
     return {v: [figures(client, v)[n] for n in (*names, "tombstones")] for v in ("profile", "stopped")}
 
 
@@ -173,7 +190,9 @@ def test_a_power_cut_in_full_flow_loses_nothing_that_was_acknowledged(fresh_serv
     for cut in range(3):
         add_many(server.client(), 1_000, start=1_000 * cut)
         writers = [Writer(server, place=2 * cut + i) for i in range(2)]
-        await_until(lambda some=writers: sum(w.acknowledged for w in some) > 200, what="some acknowledged writes")
+        await_until(
+            lambda some=writers: sum(w.acknowledged for w in some) > 200, what="some acknowledged writes"
+        )
         if cut == 1:
             server.client().bgrewriteaof()
         server.kill()
@@ -192,27 +211,30 @@ def test_a_power_cut_in_full_flow_loses_nothing_that_was_acknowledged(fresh_serv
 
 @pytest.mark.parametrize("come_back, settings", WAYS, ids=lambda p: getattr(p, "__name__", ""))
 def test_coming_back_in_full_flow_keeps_rows_and_cursor_in_step(fresh_server, come_back, settings):
-    server = fresh_server(settings)
+    server = fresh_server(settings | SLOW)
     register(server.client(), "MAXLEN", 1_000_000)
-    for start in (0, 3_000):
-        add_many(server.client(), 3_000, start=start)
-        await_until(lambda: (group(server.client()).get("entries-read") or 0) > 100, what="some progress")
+    for start in (0, 5_000):
+        add_many(server.client(), 5_000, start=start)
+        least = start + 100
+        await_until(lambda: (group(server.client()).get("entries-read") or 0) > least, what="some progress")
         come_back(server)
     client = server.client()
     await_drained(client)
-    assert client.xlen(LOG) == 6_000
+    assert client.xlen(LOG) == 10_000
     assert rows(client) == rows_by_entries(client)
     assert figures(client)["lost_entries"] == 0
 
 
 @pytest.mark.parametrize("load, settings", [("RELOAD", QUICK), ("LOADAOF", AOF)])
 def test_loading_in_full_flow_applies_nothing_twice(fresh_server, load, settings):
-    client = fresh_server(settings).client()
+    client = fresh_server(settings | SLOW).client()
     register(client, "MAXLEN", 1_000_000)
     add_many(client, 20_000)
     for _ in range(5):
         start = group(client).get("entries-read") or 0
-        await_until(lambda least=start: (group(client).get("entries-read") or 0) > least, what="some progress")
+        await_until(
+            lambda least=start: (group(client).get("entries-read") or 0) > least, what="some progress"
+        )
         with client.pipeline() as pipeline:
             pipeline.execute_command("DEBUG", load)
             pipeline.xinfo_groups(LOG)
@@ -248,16 +270,16 @@ def test_an_aof_that_was_cut_off_anywhere_brings_rows_and_log_in_step(fresh_serv
 
 
 def test_deleting_dropped_data_goes_on_after_a_restart(fresh_server):
-    server = fresh_server(QUICK)
+    server = fresh_server(QUICK | SLOW)
     client = server.client()
     register(client)
     register(client, version=2)
     with client.pipeline(transaction=False) as pipeline:
-        for i in range(20_000):
+        for i in range(40_000):
             pipeline.hset(f"fs:v{1 + i % 2}:profile:{i}", "n", i)
         pipeline.execute()
     client.execute_command("FS.DROP", "profile", "DATA")
-    await_until(lambda: client.dbsize() < 19_000, what="the deletion to be under way")
+    await_until(lambda: client.dbsize() < 39_000, what="the deletion to be under way")
     server.restart()
     client = server.client()
     assert client.dbsize() > 0
@@ -346,7 +368,12 @@ def damaged(payload, chance):
 def test_damaged_definitions_are_refused_without_a_crash(fresh_server):
     server = fresh_server(QUICK | {"rdbchecksum": "no", "rdbcompression": "no"})
     client = server.client()
-    register(client, "TTL", "1d", schema=("n", "INT", "DEFAULT", 7, "v", "VECTOR", 2, "s", "STRING", "VALUES", 1, "x"))
+    register(
+        client,
+        "TTL",
+        "1d",
+        schema=("n", "INT", "DEFAULT", 7, "v", "VECTOR", 2, "s", "STRING", "VALUES", 1, "x"),
+    )
     consumer(client, "STOP")
     add(client, "u1", {"n": 1})
     client.execute_command("FS.DEL", "fs:v1:profile:u1")

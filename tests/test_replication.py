@@ -4,7 +4,6 @@ Plain XADDs are the load, native commands the oracle: a row must be the last val
 stream holds up to the cursor, computed here from XRANGE, and two servers must agree on DEBUG DIGEST-VALUE of every key.
 """
 
-import contextlib
 import itertools
 import json
 import random
@@ -14,77 +13,25 @@ import time
 import pytest
 import valkey
 from server import await_until
+from test_consumer import (
+    EPOCH_S,
+    LOG,
+    add,
+    add_many,
+    await_drained,
+    entry,
+    figures,
+    group,
+    module_figures,
+    register,
+    rows,
+    rows_by_entries,
+)
 
-LOG, DEAD_LETTERS = "fs:stream:profile", "fs:dlq:profile"
-SCHEMA = ("n", "INT", "score", "FLOAT", "label", "STRING")
-# 17 October 2025 and later: past, and far from any TTL in this file.
-EPOCH_S = 1_760_000_000
 QUICK = {"fs.sweep-interval": 10}
+# The shortest slices, so that a test can come between them.
+SLOW = QUICK | {"fs.consumer-slice-us": 50}
 AOF = {"appendonly": "yes", "appendfsync": "no"}
-
-
-def register(client, *options, view="profile", version=1, schema=SCHEMA):
-    words = ("VERSION", version, "ENTITY", "user", *options, "SCHEMA", *schema)
-    assert client.execute_command("FS.REGISTER", view, *words) == b"OK"
-
-
-def entry(entity, features, timestamp=None):
-    fields = {"entity_id": entity, "features": json.dumps(features), "feature_view": "profile"}
-    return fields | ({} if timestamp is None else {"timestamp": timestamp})
-
-
-def add(client, entity, features, timestamp=None):
-    return client.xadd(LOG, entry(entity, features, timestamp))
-
-
-def add_many(client, count, entities=50, start=0):
-    with client.pipeline(transaction=False) as pipeline:
-        for i in range(start, start + count):
-            add(pipeline, f"u{i % entities}", {"n": i}, EPOCH_S + i)
-        pipeline.execute()
-
-
-def figures(client, view="profile"):
-    flat = client.execute_command("FS.INFO", view)
-    return {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
-
-
-def group(client, log=LOG):
-    """The group `fs` as XINFO GROUPS tells it; {} where there is none."""
-    with contextlib.suppress(valkey.ResponseError):
-        return next((g for g in client.xinfo_groups(log) if g["name"] == b"fs"), {})
-    return {}
-
-
-def await_drained(client, log=LOG, timeout_s=30):
-    def is_drained():
-        at = group(client, log)
-        return at.get("lag") == 0 and at["entries-read"] == client.xinfo_stream(log)["entries-added"]
-
-    await_until(is_drained, timeout_s, what=f"the group fs to reach the end of {log}")
-
-
-def rows_by_entries(client, until="+", log=LOG):
-    """What the rows must hold by the entries of the stream: per feature the greatest event time, then the last."""
-    rows = {}
-    for _, fields in client.xrange(log, max=until):
-        held = rows.setdefault(fields[b"entity_id"], {})
-        for feature, value in json.loads(fields[b"features"]).items():
-            arrival = (float(fields[b"timestamp"]), value)
-            if feature not in held or arrival[0] >= held[feature][0]:
-                held[feature] = arrival
-    return {entity: {f: v for f, (_, v) in held.items()} for entity, held in rows.items()}
-
-
-def rows(client, features=(("n", int),), prefix="fs:v1:profile:"):
-    """The rows as HGETALL tells them."""
-    found = {}
-    for key in client.scan_iter(match=f"{prefix}*", count=1000):
-        row = client.hgetall(key)
-        found[key.removeprefix(prefix.encode())] = {
-            f: kind(row[f.encode()]) for f, kind in features if f.encode() in row
-        }
-    return found
 
 
 def everything(client):
@@ -167,6 +114,11 @@ class Writers:
 
 def fail_over(old, new):
     """A coordinated failover, awaited at both ends."""
+    await_until(
+        lambda: old.info("replication")["slave0"]["state"] == "online",
+        20,
+        "the primary to see its replica online",
+    )
     old.client().execute_command("FAILOVER", "TO", "127.0.0.1", new.port, "TIMEOUT", 20_000)
     await_until(lambda: new.info("replication")["role"] == "master", 20, "the promotion")
     await_until(
@@ -253,18 +205,11 @@ def test_a_replica_equals_its_primary_after_any_mix_of_writes(fresh_server, seed
     assert ran == set(mix)
     client.execute_command("FS.CONSUMER", "START", "profile")
     await_drained(client)
-    await_until(
-        lambda: "dropping" not in (f := figures_of_module(client)) or f["dropping"] == 0, what="the drops"
-    )
+    await_until(lambda: module_figures(client)["dropping"] == 0, what="the drops to end")
     assert figures(client)["dead_letters"] > 0
     assert figures(client)["superseded"] > 0
     assert figures(client)["expired_on_arrival"] > 0
     assert_same(primary, replica)
-
-
-def figures_of_module(client):
-    flat = client.execute_command("FS.INFO")
-    return {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
 
 
 # Failover, pause, promotion
@@ -296,7 +241,7 @@ def test_coordinated_failovers_under_load_lose_nothing_and_apply_nothing_twice(f
     assert_same(first, second)
 
 
-@pytest.mark.parametrize("settings", [QUICK, QUICK | AOF], ids=["memory", "aof"])
+@pytest.mark.parametrize("settings", [SLOW, SLOW | AOF], ids=["memory", "aof"])
 def test_nothing_moves_while_writes_are_paused(fresh_server, settings):
     primary = fresh_server(settings)
     replica = primary.replica({"repl-diskless-load": "on-empty-db"})
@@ -343,12 +288,12 @@ def test_nothing_moves_while_writes_are_paused(fresh_server, settings):
     assert rows(client) == expected
     assert rows(client, prefix="fs:v2:profile:") == expected
     assert figures(client)["consumed"] == 10_000
-    await_until(lambda: figures_of_module(client)["dropping"] == 0, what="the drop to end")
+    await_until(lambda: module_figures(client)["dropping"] == 0, what="the drop to end")
     assert_same(primary, replica)
 
 
 def test_a_failover_ends_a_replay_with_a_sentence(fresh_server):
-    first = fresh_server(QUICK)
+    first = fresh_server(SLOW)
     second = first.replica({"repl-diskless-load": "on-empty-db"})
     client, other = first.client(), first.client()
     register(client, "CONSUMER", "OFF", "MAXLEN", 100_000)
@@ -375,24 +320,24 @@ def test_a_failover_ends_a_replay_with_a_sentence(fresh_server):
 
 
 def test_deleting_dropped_data_goes_on_after_a_failover(fresh_server):
-    first = fresh_server(QUICK)
+    first = fresh_server(SLOW)
     second = first.replica({"repl-diskless-load": "on-empty-db"})
     client = first.client()
     register(client)
     with client.pipeline(transaction=False) as pipeline:
-        for i in range(20_000):
+        for i in range(40_000):
             pipeline.hset(f"fs:v1:profile:{i}", "n", i)
         pipeline.set("fs:v1:profiles:1", "another view's")
         add(pipeline, "u1", {"n": 1})
         pipeline.execute()
     client.execute_command("FS.DROP", "profile", "DATA")
-    await_until(lambda: client.dbsize() < 19_000, what="the deletion to be under way")
+    await_until(lambda: client.dbsize() < 39_000, what="the deletion to be under way")
     fail_over(first, second)
     new = second.client()
     assert 1 < new.dbsize()
     with pytest.raises(valkey.ResponseError, match="BUSY"):
         register(new)
-    await_until(lambda: figures_of_module(new)["dropping"] == 0, what="the drop to end")
+    await_until(lambda: module_figures(new)["dropping"] == 0, what="the drop to end")
     assert new.keys() == [b"fs:v1:profiles:1"]
     register(new)
     assert_same(second, first)
@@ -400,33 +345,33 @@ def test_deleting_dropped_data_goes_on_after_a_failover(fresh_server):
 
 def test_a_replica_promoted_after_a_power_cut_goes_on_from_the_cursor(fresh_server):
     for cut_after in (200, 1_000, 3_000):
-        primary = fresh_server(QUICK)
+        primary = fresh_server(SLOW)
         replica = primary.replica({"repl-diskless-load": "on-empty-db"})
         register(primary.client(), "MAXLEN", 1_000_000)
         primary.client().execute_command("FS.CONSUMER", "STOP", "profile")
-        add_many(primary.client(), 5_000)
+        add_many(primary.client(), 20_000)
         primary.await_replicated(replica)
         primary.client().execute_command("FS.CONSUMER", "START", "profile")
         client = replica.client()
         await_until(
-            lambda least=cut_after, at=client: rows_at(at) >= least, what="the replica to hear of rows"
+            lambda least=cut_after, at=client: entries_read(at) >= least, what="the replica to hear of rows"
         )
         primary.kill()
         # Rows and cursor moved in one unit: what the replica holds is exactly what its cursor says.
         consumed = group(client)["entries-read"]
-        assert cut_after <= consumed < 5_000
+        assert cut_after <= consumed < 20_000
         cursor = group(client)["last-delivered-id"]
         assert rows(client) == rows_by_entries(client, until=cursor)
         client.replicaof("NO", "ONE")
         await_drained(client)
         assert rows(client) == rows_by_entries(client)
-        assert (figures(client)["consumed"], figures(client)["lost_entries"]) == (5_000 - consumed, 0)
+        assert (figures(client)["consumed"], figures(client)["lost_entries"]) == (20_000 - consumed, 0)
         # And it takes new entries.
         add(client, "new", {"n": 1}, EPOCH_S)
         await_until(lambda at=client: at.exists("fs:v1:profile:new"), what="the new entry's row")
 
 
-def rows_at(client):
+def entries_read(client):
     return group(client).get("entries-read") or 0
 
 
@@ -643,6 +588,6 @@ def test_stops_and_deletions_hold_after_a_promotion(fresh_server):
     assert figures(client)["tombstones"] == 1
     client.execute_command("FS.CONSUMER", "START", "profile")
     await_drained(client)
-    assert rows(client) == {b"kept": {"n": 1}}
+    assert rows(client) == {"kept": {"n": 1}}
     add(client, "gone", {"n": 2}, EPOCH_S)
-    await_until(lambda: rows(client).get(b"gone") == {"n": 2}, what="a later entry's row")
+    await_until(lambda: rows(client).get("gone") == {"n": 2}, what="a later entry's row")

@@ -4,6 +4,7 @@ use super::{FIRST, VERSION, VIEW};
 use crate::server::api::{Context, Replication};
 use crate::server::background;
 use crate::server::command::{Argument, Call, Command, Keys, Spec};
+use crate::server::consumer;
 use crate::server::state::STATE;
 use feature_store_core::document::parse_document;
 use feature_store_core::schema_syntax::parse_registration;
@@ -95,16 +96,18 @@ impl Command for Register {
             parse_registration(view, &mut arguments)?
         };
         refuse_if_a_rewrite_would_lose_it(call.context)?;
-        let changed = {
+        let log = {
             let mut state = STATE.borrow_mut(call.context);
             let changed = state.registry.register(definition)?;
             if changed {
                 state.prepare();
             }
-            changed
+            changed.then(|| state.require_log(view)).transpose()?
         };
-        if changed {
+        if let Some(log) = log {
             call.context.replicate_verbatim();
+            // From now on every entry is this view's to consume.
+            consumer::look(call.context, &log);
             background::wake(call.context);
         }
         call.context.reply_ok();

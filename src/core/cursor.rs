@@ -33,6 +33,11 @@ pub struct Cursor {
 }
 
 impl Cursor {
+    /// Before the first entry of a stream that had none yet.
+    pub fn before_all() -> Self {
+        Cursor { id: StreamId::ZERO, entries_read: Some(0) }
+    }
+
     /// Before the first entry that is there. What was removed earlier was never ours to read.
     pub fn at_start(facts: &StreamFacts) -> Self {
         Cursor { id: StreamId::ZERO, entries_read: Some(facts.entries_removed()) }

@@ -190,6 +190,12 @@ fn duration(json: &Json) -> Result<Option<i64>> {
 
 fn read_feature(view: &str, document: FeatureDocument) -> Result<Feature> {
     let ty = match FeatureType::parse(document.ty.as_bytes()) {
+        Ok(TypeWord::Whole(ty)) if document.dim.is_some() => {
+            return Err(Error::syntax(format!(
+                "feature '{}' of view '{view}' is {ty}, only a VECTOR has a dim",
+                shown(document.name.as_bytes())
+            )))
+        }
         Ok(TypeWord::Whole(ty)) => ty,
         Ok(TypeWord::Vector) => {
             let dimensions = match (document.dim, &document.default) {

@@ -1,6 +1,7 @@
 //! Settings: `CONFIG SET fs.*`. Each entry holds its name, default and range; one list registers them all.
 
 use crate::server::api::{api, Context};
+use feature_store_core::error::shown;
 use redis_module::raw;
 use std::ffi::{c_char, c_int, c_longlong, c_void, CStr};
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -91,6 +92,20 @@ unsafe extern "C" fn set(
     // SAFETY: `register` passes a pointer to a static. The server has checked the range.
     unsafe { &*setting.cast::<Setting>() }.value.store(value, Ordering::Relaxed);
     raw::REDISMODULE_OK as c_int
+}
+
+/// Sets a setting as an argument of MODULE LOAD gives it: `fs.<name> <value>`.
+pub(crate) fn set_by_argument(name: &[u8], value: &[u8]) -> Result<(), String> {
+    let setting = ALL.iter().find(|s| s.full_name().as_bytes().eq_ignore_ascii_case(name));
+    let setting = setting.ok_or_else(|| format!("there is no setting '{}'", shown(name)))?;
+    let value = std::str::from_utf8(value).ok().and_then(|v| v.parse().ok());
+    match value.filter(|v| (setting.min..=setting.max).contains(v)) {
+        Some(value) => {
+            setting.value.store(value, Ordering::Relaxed);
+            Ok(())
+        }
+        None => Err(format!("{} takes {} to {}", setting.full_name(), setting.min, setting.max)),
+    }
 }
 
 /// Registers all settings. Call once, while the module loads.

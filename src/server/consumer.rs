@@ -69,7 +69,10 @@ impl<'a> Unit<'a> {
             Outcome::Read(Err(error)) => self.bury_in_dead_letters(entry, error),
             Outcome::Read(Ok(update)) => {
                 for version in 0..self.versions.len() {
-                    if let Err(error) = self.materialize(entry.id, update, version) {
+                    if let Err(mut error) = self.materialize(entry.id, update, version) {
+                        if let ([_, _, ..], Some(prepared)) = (&self.versions[..], &self.versions[version]) {
+                            error.message = format!("{} (version {})", error.message, prepared.view.version);
+                        }
                         self.bury_in_dead_letters(entry, &error);
                     }
                 }
@@ -169,13 +172,21 @@ pub(crate) fn against(context: Context<'_>, versions: Arc<Vec<Arc<FeatureView>>>
     Against { versions, now_ms: context.now_ms(), clock_skew_ms_max: config::CLOCK_SKEW_MS_MAX.get() }
 }
 
-fn count_lost(context: Context<'_>, log: &Log, lost: u64) {
+/// Counts entries that went before they were consumed, and says so.
+pub(crate) fn count_lost(context: Context<'_>, log: &Log, lost: u64) {
     if lost > 0 {
         add(&log.counters.lost, lost);
         context.log(
             LogLevel::Warning,
             &format!("fs: {lost} entries of view '{}' were removed from the log before they were consumed", log.view),
         );
+    }
+}
+
+/// Looks at a log whose view was just registered.
+pub(crate) fn look(context: Context<'_>, log: &Log) {
+    if log.consumes.get() && background::may_write(context) {
+        locate(context, log);
     }
 }
 
@@ -189,7 +200,11 @@ fn locate(context: Context<'_>, log: &Log) -> Option<Cursor> {
     let facts = streams::facts(context, &log.stream_key)?;
     let group = streams::group_cursor(context, &log.stream_key);
     log.flushed.set(group);
+    let begins_empty = log.begins_empty.take();
     let mut cursor = group.unwrap_or_else(|| {
+        if begins_empty {
+            return Cursor::before_all();
+        }
         let stood = STATE.borrow(context).registry.view(log.view.as_bytes()).ok().and_then(|v| v.cursor);
         stood.filter(|cursor| cursor.fits(&facts)).unwrap_or_else(|| Cursor::at_start(&facts))
     });
@@ -322,6 +337,7 @@ fn settle(context: Context<'_>, log: &Log) {
     };
     if position.is_at_end(&facts) {
         count_lost(context, log, position.settle(&facts));
+        forget_tombstones(context, log, position.id);
     } else {
         count_lost(context, log, position.notice_removed(&facts));
     }
@@ -359,12 +375,17 @@ pub(crate) fn sweep(context: Context<'_>, log: &Log) {
             }
         },
     }
-    let consumed = log.position.get().map(|p| p.id);
-    let is_replaying = STATE.borrow(context).background.replays.iter().any(|r| r.is_of(&log.view));
-    if let (Some(consumed), false) = (consumed, is_replaying) {
-        if let Ok(view) = STATE.borrow_mut(context).registry.view_mut(log.view.as_bytes()) {
-            view.forget_tombstones(consumed);
-        }
+    if let Some(position) = log.position.get() {
+        forget_tombstones(context, log, position.id);
+    }
+}
+
+/// Forgets deletions that nothing which is still to be read can undo.
+fn forget_tombstones(context: Context<'_>, log: &Log, consumed: StreamId) {
+    let mut state = STATE.borrow_mut(context);
+    let is_replaying = state.background.replays.iter().any(|r| r.is_of(&log.view));
+    if let (false, Ok(view)) = (is_replaying, state.registry.view_mut(log.view.as_bytes())) {
+        view.forget_tombstones(consumed);
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::server::api::{api, string_bytes, Context, LogLevel};
 use crate::server::background;
 use crate::server::command::guarded;
+use crate::server::consumer;
 use crate::server::logs::add;
 use crate::server::state::STATE;
 use crate::server::streams;
@@ -52,7 +53,10 @@ fn log_changed(context: Context<'_>, view: &str, event: &CStr) {
     match event.to_bytes() {
         b"xadd" => match log.position.get() {
             Some(_) => add(&log.pending, 1),
-            None => log.needs_look.set(true),
+            None => {
+                log.begins_empty.set(log.begins_empty.get() || !log.needs_look.get());
+                log.needs_look.set(true);
+            }
         },
         // Neither moves the cursor nor adds entries; what is removed unread shows when the end is reached.
         b"xdel" | b"xtrim" | b"xgroup-createconsumer" | b"xgroup-delconsumer" | b"xsetid" => {}
@@ -60,6 +64,7 @@ fn log_changed(context: Context<'_>, view: &str, event: &CStr) {
         event if event.starts_with(b"xgroup-") => log.forget_position(),
         // Another stream may stand there now, or none: it is read from its start, unless it brings a group.
         _ => {
+            consumer::count_lost(context, &log, log.pending.replace(0));
             log.forget_position();
             if let Ok(view) = STATE.borrow_mut(context).registry.view_mut(view.as_bytes()) {
                 view.cursor = None;
@@ -76,16 +81,27 @@ unsafe extern "C" fn on_server_event(
     ctx: *mut raw::RedisModuleCtx,
     event: raw::RedisModuleEvent,
     subevent: u64,
-    _data: *mut c_void,
+    data: *mut c_void,
 ) {
     // SAFETY: the context is alive during the callback.
     let context = unsafe { Context::new(ctx) };
     guarded(context, || match event.id {
         raw::REDISMODULE_EVENT_LOADING => loading(context, subevent),
         raw::REDISMODULE_EVENT_FLUSHDB if subevent == raw::REDISMODULE_SUBEVENT_FLUSHDB_END => {
-            keyspace_replaced(context)
+            // SAFETY: this event comes with this structure, alive during the callback.
+            let flushed_db = unsafe { (*data.cast::<raw::RedisModuleFlushInfo>()).dbnum };
+            // -1 is all of them.
+            if flushed_db <= 0 {
+                keyspace_replaced(context);
+            }
         }
-        raw::REDISMODULE_EVENT_SWAPDB => keyspace_replaced(context),
+        raw::REDISMODULE_EVENT_SWAPDB => {
+            // SAFETY: this event comes with this structure, alive during the callback.
+            let swapped = unsafe { &*data.cast::<raw::RedisModuleSwapDbInfo>() };
+            if swapped.dbnum_first == 0 || swapped.dbnum_second == 0 {
+                keyspace_replaced(context);
+            }
+        }
         raw::REDISMODULE_EVENT_REPLICATION_ROLE_CHANGED => role_changed(context),
         _ => {}
     });

@@ -1,6 +1,7 @@
 //! Figures: `INFO fs`, and what FS.INFO tells.
 
 use crate::server::api::{api, Context};
+use crate::server::consumer;
 use crate::server::logs::LogCounters;
 use crate::server::state::{State, STATE};
 use redis_module::raw;
@@ -12,7 +13,7 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 pub(crate) type Figure = (&'static CStr, u64);
 
 /// All figures of the whole module, in the order in which they are told.
-pub(crate) fn figures(state: &State) -> Vec<Figure> {
+pub(crate) fn figures(context: Context<'_>, state: &State) -> Vec<Figure> {
     let logs = state.logs();
     let sum = |counter: fn(&LogCounters) -> &Cell<u64>| logs.iter().map(|l| counter(&l.counters).get()).sum();
     let views = state.registry.views().count() as u64;
@@ -25,7 +26,7 @@ pub(crate) fn figures(state: &State) -> Vec<Figure> {
         (c"rows_served", state.counters.rows_served),
         (c"published", sum(|c| &c.published)),
         (c"consumed", sum(|c| &c.consumed)),
-        (c"lag_entries", logs.iter().filter(|l| l.consumes.get()).map(|l| l.pending.get()).sum()),
+        (c"lag_entries", logs.iter().filter_map(|l| consumer::lag(context, l)).map(|(entries, _)| entries).sum()),
         (c"superseded", sum(|c| &c.superseded)),
         (c"expired_on_arrival", sum(|c| &c.expired_on_arrival)),
         (c"dead_letters", sum(|c| &c.dead_letters)),
@@ -47,7 +48,7 @@ unsafe extern "C" fn on_info(info: *mut raw::RedisModuleInfoCtx, for_crash_repor
     }
     let _ = catch_unwind(AssertUnwindSafe(|| {
         // SAFETY: the server asks on the main thread.
-        let figures = unsafe { Context::with_detached(|context| figures(&STATE.borrow(context))) };
+        let figures = unsafe { Context::with_detached(|context| figures(context, &STATE.borrow(context))) };
         // SAFETY: `info` is alive during the callback; the names end in NUL.
         unsafe {
             if api!(RedisModule_InfoAddSection(info, c"stats".as_ptr())) != raw::REDISMODULE_OK as c_int {

@@ -75,15 +75,21 @@ fn register(
     if context.flags().is_cluster() {
         return Err("cluster mode is not supported in this version".to_owned());
     }
-    let debug = match arguments {
-        [] => Debug::Off,
-        [name, value] if name.eq_ignore_ascii_case(b"debug") => match value.to_ascii_lowercase().as_slice() {
-            b"yes" => Debug::On,
-            b"no" => Debug::Off,
-            _ => return Err("debug takes yes or no".to_owned()),
-        },
-        _ => return Err("the only argument is debug yes|no; settings are given as fs.<name> <value>".to_owned()),
-    };
+    let mut debug = Debug::Off;
+    let mut settings = Vec::new();
+    for pair in arguments.chunks(2) {
+        match pair {
+            [name, value] if name.eq_ignore_ascii_case(b"debug") => {
+                debug = match value.to_ascii_lowercase().as_slice() {
+                    b"yes" => Debug::On,
+                    b"no" => Debug::Off,
+                    _ => return Err("debug takes yes or no".to_owned()),
+                }
+            }
+            [name, value] => settings.push((*name, *value)),
+            _ => return Err("arguments come in pairs: debug yes|no, or fs.<name> <value>".to_owned()),
+        }
+    }
     let options = raw::REDISMODULE_OPTIONS_HANDLE_IO_ERRORS as c_int | HANDLE_ATOMIC_SLOT_MIGRATION;
     // SAFETY: the context is the loading one.
     unsafe {
@@ -105,6 +111,7 @@ fn register(
     info::register(context)?;
     events::subscribe(context)?;
     config::load(context)?;
+    settings.into_iter().try_for_each(|(name, value)| config::set_by_argument(name, value))?;
     background::start_sweeping(context);
     context.log(LogLevel::Notice, concat!("fs: feature store ", env!("CARGO_PKG_VERSION"), " is loaded"));
     Ok(())

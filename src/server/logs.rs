@@ -25,6 +25,8 @@ pub(crate) struct Log {
     pub(crate) stopped: Cell<bool>,
     /// The stream is to be looked at: where the consumer stands is not known, or may not be so any more.
     pub(crate) needs_look: Cell<bool>,
+    /// There was no stream, and entries came since: all of it is ours to read, whatever is removed before the next look.
+    pub(crate) begins_empty: Cell<bool>,
     /// What was removed from the log before the next look is not lost: until now nobody was to consume it.
     pub(crate) begins_anew: Cell<bool>,
     /// Where the consumer stands. `None`: not looked yet, or there is no stream.
@@ -71,6 +73,7 @@ impl Log {
             consumes: Cell::new(false),
             stopped: Cell::new(false),
             needs_look: Cell::new(true),
+            begins_empty: Cell::new(false),
             begins_anew: Cell::new(false),
             position: Cell::new(None),
             flushed: Cell::new(None),

@@ -1,6 +1,7 @@
 //! Applying an update on the primary: log, row and expiry in one unit.
 
 use crate::server::api::{Context, Key, KeyType, Mode, Precision, ServerString};
+use crate::server::background;
 use crate::server::config;
 use crate::server::effects::{append_publish, Effects, PublishEntry};
 use crate::server::events::quietly;
@@ -167,13 +168,15 @@ fn flush_if_due(context: Context<'_>, log: &Log, effects: &mut Effects) {
 fn after_append(context: Context<'_>, log: &Log, stream: &Key<'_>, appended: StreamId) -> Option<u64> {
     let mut unconsumed = 0;
     if log.consumes.get() {
-        let Some(mut position) = log.position.get() else {
+        let is_first = !log.needs_look.get() && stream.length() == 1;
+        let position = log.position.get().or(is_first.then(Cursor::before_all));
+        let Some(mut position) = position else {
             // Nothing is trimmed before the stream was looked at, which comes next.
             log.needs_look.set(true);
-            crate::server::background::wake(context);
+            background::wake(context);
             return None;
         };
-        if log.is_drained() {
+        if log.pending.get() == 0 {
             position.advance(appended, 1);
             log.position.set(Some(position));
         } else {

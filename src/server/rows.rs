@@ -93,9 +93,12 @@ impl<'v> Rows<'v> {
                 }
                 return;
             }
-            let hint = features.get(expected).copied().unwrap_or(0);
-            let Some(feature) = prepared.view.position(field, hint) else { return };
-            let place = if feature == hint { Some(expected) } else { features.iter().position(|f| *f == feature) };
+            let next = features.get(expected).copied();
+            let Some(feature) = prepared.view.position(field, next.unwrap_or(usize::MAX)) else { return };
+            let place = match next {
+                Some(next) if next == feature => Some(expected),
+                _ => features.iter().position(|f| *f == feature),
+            };
             if let Some(place) = place {
                 let span = keep(bytes, value);
                 // A feature may be asked for more than once.
