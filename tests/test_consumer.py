@@ -74,6 +74,10 @@ def group(client, log=LOG):
     return {}
 
 
+def entries_read(client):
+    return group(client).get("entries-read") or 0
+
+
 def await_drained(client, log=LOG, timeout_s=30):
     """Waits until the group says that all was read: no lag, and as many entries read as were ever added."""
 
@@ -119,6 +123,10 @@ def rows(client, prefix="fs:v1:profile:"):
                     f: kinds.get(f, str)(v) for f, v in fields.items()
                 }
     return found
+
+
+def digests(client, prefix="fs:v1:profile:"):
+    return {key: client.execute_command("DEBUG", "DIGEST-VALUE", key) for key in client.keys(f"{prefix}*")}
 
 
 @pytest.fixture
@@ -959,10 +967,6 @@ def test_trimming_by_command_spares_what_is_not_consumed(store):
 
 
 # Replay
-
-
-def digests(client, prefix="fs:v1:profile:"):
-    return {key: client.execute_command("DEBUG", "DIGEST-VALUE", key) for key in client.keys(f"{prefix}*")}
 
 
 def test_a_replay_makes_rows_again_and_fills_a_new_version(store):

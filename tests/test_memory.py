@@ -1,4 +1,4 @@
-"""A server at its memory limit: writes are refused whole, the consumer waits, reads go on, eviction takes nothing down."""
+"""At the memory limit: writes are refused whole, the consumer waits, reads go on, eviction takes nothing down."""
 
 import random
 import threading
@@ -6,8 +6,6 @@ import time
 
 import pytest
 import valkey
-
-from server import await_until
 from test_consumer import (
     DEAD_LETTERS,
     EPOCH_S,
@@ -16,6 +14,8 @@ from test_consumer import (
     add_many,
     await_drained,
     consumer,
+    digests,
+    entries_read,
     entry,
     figures,
     group,
@@ -24,6 +24,8 @@ from test_consumer import (
     rows_by_entries,
 )
 from test_replication import assert_same
+
+from server import await_until
 
 # Slices are the shortest, so that memory can run out between them.
 QUICK = {"fs.sweep-interval": 20, "fs.consumer-slice-us": 50}
@@ -46,16 +48,12 @@ def make_room(client):
     client.config_set("maxmemory", ROOMY)
 
 
-def digests(client):
-    return {key: client.execute_command("DEBUG", "DIGEST-VALUE", key) for key in client.keys()}
-
-
 def test_writes_are_refused_whole_and_reads_go_on(server):
     client = server.client()
     client.execute_command("FS.PUBLISH", "fs:v1:profile:u1", "n", 1, "label", "x")
     add(client, "u2", {"n": 2}, EPOCH_S)
     await_drained(client)
-    before, view = digests(client), client.execute_command("FS.DESCRIBE", "profile", "JSON")
+    before, view = digests(client, ""), client.execute_command("FS.DESCRIBE", "profile", "JSON")
     fill_up(client)
     refused = [
         ("FS.PUBLISH", "fs:v1:profile:u1", "n", 5),
@@ -68,14 +66,14 @@ def test_writes_are_refused_whole_and_reads_go_on(server):
     for command in refused:
         with pytest.raises(valkey.exceptions.OutOfMemoryError, match="maxmemory"):
             client.execute_command(*command)
-        assert digests(client) == before, command
+        assert digests(client, "") == before, command
     with client.pipeline() as pipeline, pytest.raises(valkey.ResponseError):
         pipeline.execute_command("FS.PUBLISH", "fs:v1:profile:u1", "n", 6)
         pipeline.execute_command("FS.GET", "fs:v1:profile:u1")
         pipeline.execute()
     with pytest.raises(valkey.ResponseError, match="maxmemory"):
         client.eval("return redis.call('FS.PUBLISH', KEYS[1], 'n', '7')", 1, "fs:v1:profile:u1")
-    assert digests(client) == before
+    assert digests(client, "") == before
     assert client.execute_command("FS.GET", "fs:v1:profile:u1") == [b"n", 1, b"score", None, b"label", b"x"]
     assert client.execute_command("FS.MGET", "n", "fs:v1:profile:u1", "fs:v1:profile:u2") == [[1], [2]]
     assert len(client.execute_command("FS.TENSOR", "n", "fs:v1:profile:u1")) == 4
@@ -96,7 +94,7 @@ def test_the_consumer_waits_for_memory_and_goes_on(server, replicated):
     add_many(client, 30_000)
     client.xadd(LOG, entry("u1", "no object"))
     for _ in range(3):
-        await_until(lambda: (group(client).get("entries-read") or 0) > 100, what="some progress")
+        await_until(lambda: entries_read(client) > 100, what="some progress")
         fill_up(client)
         held, cursor = figures(client), group(client)
         assert held["lag_entries"] > 0, "it was over before memory ran out"

@@ -7,8 +7,6 @@ import time
 
 import pytest
 import valkey
-
-from server import ServerFailed, await_until
 from test_consumer import (
     EPOCH_S,
     LOG,
@@ -17,14 +15,16 @@ from test_consumer import (
     add_many,
     await_drained,
     consumer,
+    entries_read,
     figures,
-    group,
     module_figures,
     register,
     rows,
     rows_by_entries,
 )
 from test_replication import everything
+
+from server import ServerFailed, await_until
 
 QUICK = {"fs.sweep-interval": 20}
 # The shortest slices, so that a test can come between them.
@@ -215,8 +215,7 @@ def test_coming_back_in_full_flow_keeps_rows_and_cursor_in_step(fresh_server, co
     register(server.client(), "MAXLEN", 1_000_000)
     for start in (0, 5_000):
         add_many(server.client(), 5_000, start=start)
-        least = start + 100
-        await_until(lambda: (group(server.client()).get("entries-read") or 0) > least, what="some progress")
+        await_until(lambda least=start + 100: entries_read(server.client()) > least, what="some progress")
         come_back(server)
     client = server.client()
     await_drained(client)

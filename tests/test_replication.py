@@ -12,13 +12,13 @@ import time
 
 import pytest
 import valkey
-from server import await_until
 from test_consumer import (
     EPOCH_S,
     LOG,
     add,
     add_many,
     await_drained,
+    entries_read,
     entry,
     figures,
     group,
@@ -27,6 +27,8 @@ from test_consumer import (
     rows,
     rows_by_entries,
 )
+
+from server import await_until
 
 QUICK = {"fs.sweep-interval": 10}
 # The shortest slices, so that a test can come between them.
@@ -334,7 +336,7 @@ def test_deleting_dropped_data_goes_on_after_a_failover(fresh_server):
     await_until(lambda: client.dbsize() < 39_000, what="the deletion to be under way")
     fail_over(first, second)
     new = second.client()
-    assert 1 < new.dbsize()
+    assert new.dbsize() > 1
     with pytest.raises(valkey.ResponseError, match="BUSY"):
         register(new)
     await_until(lambda: module_figures(new)["dropping"] == 0, what="the drop to end")
@@ -369,10 +371,6 @@ def test_a_replica_promoted_after_a_power_cut_goes_on_from_the_cursor(fresh_serv
         # And it takes new entries.
         add(client, "new", {"n": 1}, EPOCH_S)
         await_until(lambda at=client: at.exists("fs:v1:profile:new"), what="the new entry's row")
-
-
-def entries_read(client):
-    return group(client).get("entries-read") or 0
 
 
 # Full resync
@@ -532,7 +530,7 @@ def test_a_replica_neither_consumes_nor_writes(fresh_server):
         ("FS.EFFECT", "fs:v1:profile:u1", "x"),
     ]
     for command in refused:
-        with pytest.raises(valkey.ResponseError, match="read only replica|NOPERM"):
+        with pytest.raises(valkey.ResponseError, match=r"read only replica|NOPERM"):
             replica.client().execute_command(*command)
     assert_same(primary, replica)
 

@@ -212,7 +212,19 @@ fn read_feature(view: &str, document: FeatureDocument) -> Result<Feature> {
         }
         // `VECTOR 3`, as FS.DESCRIBE prints a type.
         Err(error) => match document.ty.split_once(' ') {
-            Some((word, n)) if word.eq_ignore_ascii_case("vector") => FeatureType::vector(n.parse().unwrap_or(0))?,
+            Some((word, n)) if word.eq_ignore_ascii_case("vector") => {
+                let dimensions = n.parse().unwrap_or(0);
+                match document.dim {
+                    Some(dim) if dim != dimensions => {
+                        return Err(Error::syntax(format!(
+                            "feature '{}' of view '{view}' is {}, but its dim is {dim}",
+                            shown(document.name.as_bytes()),
+                            shown(document.ty.as_bytes())
+                        )))
+                    }
+                    _ => FeatureType::vector(dimensions)?,
+                }
+            }
             _ => return Err(error),
         },
     };

@@ -42,6 +42,8 @@ impl Update {
             )));
         }
         update.changes.reserve(pairs.len() / 2);
+        // A stored form is seldom longer than what was given.
+        update.bytes.reserve(pairs.iter().skip(1).step_by(2).map(|value| value.len()).sum());
         for (hint, pair) in pairs.chunks_exact(2).enumerate() {
             let Some(feature) = update.known(view, pair[0], hint)? else { continue };
             let value = view.features()[feature].value_from_text(&view.name, pair[1])?;
@@ -54,6 +56,8 @@ impl Update {
     pub fn from_json(view: &FeatureView, text: &[u8]) -> Result<Self> {
         let members = Members::read(view, text)?;
         let mut update = Update::default();
+        update.changes.reserve(members.0.len());
+        update.bytes.reserve(text.len());
         for (hint, (name, raw)) in members.0.iter().enumerate() {
             update.take_member(view, name, raw, hint)?;
         }

@@ -74,6 +74,11 @@ impl Caller {
         if self.may(key, access) {
             return Ok(());
         }
+        self.log_refusal(context, key);
+        Err(Error::new(Code::NoPerm, format!("no permission to access the key '{}'", shown(key.bytes()))))
+    }
+
+    fn log_refusal(&self, context: Context<'_>, key: &ServerString) {
         if let Some((_, name)) = &self.user {
             let reason = raw::RedisModuleACLLogEntryReason_REDISMODULE_ACL_LOG_KEY;
             // SAFETY: context, name and key are alive.
@@ -81,7 +86,6 @@ impl Caller {
                 api!(RedisModule_ACLAddLogEntryByUserName(context.as_ptr(), name.as_ptr(), key.as_ptr(), reason));
             }
         }
-        Err(Error::new(Code::NoPerm, format!("no permission to access the key '{}'", shown(key.bytes()))))
     }
 
     /// Refuses unless the user may read and write all keys that begin with `prefix`.
@@ -100,6 +104,7 @@ impl Caller {
         if String::from_utf8_lossy(patterns).split(' ').any(opens) {
             return Ok(());
         }
+        self.log_refusal(context, &ServerString::new(format!("{prefix}*").as_bytes()));
         Err(Error::new(Code::NoPerm, format!("no permission to read and write all keys '{prefix}*'")))
     }
 }

@@ -20,10 +20,15 @@ use std::ffi::CStr;
 pub(crate) const COMMAND: &CStr = c"FS.EFFECT";
 
 /// Effects of one unit, gathered in order.
-#[derive(Default)]
 pub(crate) struct Effects {
     arguments: Vec<ServerString>,
     buffer: Vec<u8>,
+}
+
+impl Default for Effects {
+    fn default() -> Self {
+        Effects { arguments: Vec::with_capacity(2), buffer: Vec::with_capacity(256) }
+    }
 }
 
 impl Effects {
@@ -68,7 +73,7 @@ pub(crate) fn append_publish(
 ) -> Option<StreamId> {
     let PublishEntry { entity_id, view_name, effect, event_id, id } = entry;
     let words = words(context);
-    let mut json = Vec::with_capacity(160);
+    let mut json = Vec::with_capacity(256);
     write_features(effect.fields.iter().map(|f| (f.name, f.kind, f.field)), &mut json);
     let entity = ServerString::new(entity_id);
     let features = ServerString::new(&json);
