@@ -2,7 +2,6 @@
 //!
 //! Three layers, and dependencies point one way: `commands` -> `server` -> `feature_store_core`. ARCHITECTURE.md is the
 //! map.
-#![allow(non_snake_case)]
 
 mod commands;
 mod server;

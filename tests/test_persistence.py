@@ -74,12 +74,24 @@ def debug_load_the_aof(server):
     assert server.client().execute_command("DEBUG", "LOADAOF") == b"OK"
 
 
+def turn_on_the_aof_and_cut_the_power(server):
+    client = server.client()
+    if client.config_get("appendonly")["appendonly"] == "no":
+        client.config_set("appendonly", "yes")
+        await_until(
+            lambda: not client.info("persistence")["aof_rewrite_in_progress"], what="the first rewrite to end"
+        )
+        client.config_set("appendfsync", "always")
+    server.restart(kill=True, config=ALWAYS)
+
+
 WAYS = [
     (restart, QUICK),
     (save_and_cut_the_power, QUICK),
     (restart_from_the_aof, AOF),
     (rewrite_the_aof_and_restart, AOF),
     (cut_the_power, ALWAYS),
+    (turn_on_the_aof_and_cut_the_power, QUICK),
     (debug_reload, QUICK),
     (debug_load_the_aof, AOF),
 ]
@@ -230,10 +242,8 @@ def test_loading_in_full_flow_applies_nothing_twice(fresh_server, load, settings
     register(client, "MAXLEN", 1_000_000)
     add_many(client, 20_000)
     for _ in range(5):
-        start = group(client).get("entries-read") or 0
-        await_until(
-            lambda least=start: (group(client).get("entries-read") or 0) > least, what="some progress"
-        )
+        so_far = entries_read(client)
+        await_until(lambda least=so_far: entries_read(client) > least, what="some progress")
         with client.pipeline() as pipeline:
             pipeline.execute_command("DEBUG", load)
             pipeline.xinfo_groups(LOG)

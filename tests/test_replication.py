@@ -6,7 +6,9 @@ stream holds up to the cursor, computed here from XRANGE, and two servers must a
 
 import itertools
 import json
+import os
 import random
+import signal
 import threading
 import time
 
@@ -319,6 +321,74 @@ def test_a_failover_ends_a_replay_with_a_sentence(fresh_server):
     assert second.client().execute_command("FS.REPLAY", "profile", "FROM", "0") == 20_000
     assert rows(second.client()) == rows_by_entries(second.client())
     assert_same(second, first)
+
+
+@pytest.mark.parametrize("end", ["TIMEOUT", "ABORT"])
+def test_a_failover_that_does_not_come_to_pass_delays_the_consumer_only(fresh_server, end):
+    primary = fresh_server(SLOW | AOF)
+    replica = primary.replica({"repl-diskless-load": "on-empty-db"})
+    client = primary.client()
+    register(client, "MAXLEN", 1_000_000)
+    add_many(client, 20_000)
+    await_until(lambda: entries_read(client) > 100, what="some progress")
+    # A replica that stands still never catches up.
+    os.kill(replica.process.pid, signal.SIGSTOP)
+    try:
+        add_many(client, 100, start=20_000)
+        patience = ("TIMEOUT", 500) if end == "TIMEOUT" else ()
+        client.execute_command("FAILOVER", "TO", "127.0.0.1", replica.port, *patience)
+        await_until(lambda: figures(client)["consumer"] == b"waiting", what="the consumer to wait")
+        cursor = figures(client)["cursor"]
+        time.sleep(0.1)
+        assert (figures(client)["cursor"], figures(client)["lag_entries"] > 0) == (cursor, True)
+        if end == "ABORT":
+            client.execute_command("FAILOVER", "ABORT")
+        await_until(lambda: figures(client)["consumer"] == b"running", what="the consumer to go on")
+        await_until(lambda: figures(client)["cursor"] != cursor, what="the cursor to move")
+    finally:
+        os.kill(replica.process.pid, signal.SIGCONT)
+    await_drained(client)
+    assert figures(client)["consumed"] == client.xlen(LOG) == 20_100
+    assert rows(client) == rows_by_entries(client)
+    assert_same(primary, replica)
+
+
+def test_a_replica_that_restarts_from_its_own_files_is_the_same(fresh_server):
+    for settings in ({}, AOF):
+        primary = fresh_server(QUICK)
+        replica = primary.replica(settings)
+        client = primary.client()
+        register(client, "TTL", "700d")
+        add_many(client, 1_000)
+        await_drained(client)
+        replica.restart()
+        add_many(client, 1_000, start=500)
+        client.execute_command("FS.DEL", "fs:v1:profile:u1")
+        client.execute_command("FS.ALTER", "profile", "ADD", "more", "INT")
+        await_drained(client)
+        await_synced(replica, primary)
+        assert_same(primary, replica)
+
+
+def test_a_log_that_was_replaced_is_read_from_its_start_also_after_a_promotion(fresh_server):
+    primary = fresh_server(QUICK)
+    replica = primary.replica({"repl-diskless-load": "on-empty-db"})
+    client = primary.client()
+    register(client)
+    add_many(client, 10)
+    await_drained(client)
+    client.execute_command("FS.CONSUMER", "STOP", "profile")
+    last_ms = int(client.xinfo_stream(LOG)["last-generated-id"].split(b"-")[0])
+    for id in ("1-1", f"{last_ms + 5}-0"):
+        add(client, f"e{id}", {"n": 1}, EPOCH_S, log="incoming", id=id)
+    client.rename("incoming", LOG)
+    client.execute_command("FS.CONSUMER", "START", "profile")
+    primary.await_replicated(replica)
+    primary.kill()
+    client = replica.client()
+    client.replicaof("NO", "ONE")
+    await_drained(client)
+    assert {entity for entity in rows(client) if entity.startswith("e")} == {"e1-1", f"e{last_ms + 5}-0"}
 
 
 def test_deleting_dropped_data_goes_on_after_a_failover(fresh_server):

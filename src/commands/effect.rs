@@ -34,7 +34,7 @@ impl Command for Effect {
         for (i, pair) in call.arguments().rest().chunks(2).enumerate() {
             let name = call.string(1 + 2 * i);
             let executed = match pair {
-                [_, effect] => effects::execute(context, &name, effect),
+                [_, effect] => effects::execute(context, name, effect),
                 _ => Err("the effect is missing".to_owned()),
             };
             if let Err(why) = executed {

@@ -44,6 +44,8 @@ impl Command for Trim {
         let log = STATE.borrow(context).require_log(view)?;
         Caller::of(context).require(context, &log.stream_key, Access::Update)?;
         check_log(context, &log)?;
+        // A restart must find the cursor behind nothing that goes now.
+        consumer::flush(context, &log);
         let unconsumed = consumer::lag(context, &log).map_or(0, |(entries, _)| entries);
         let target = maxlen.max(unconsumed);
         let key = Key::open(context, &log.stream_key, Mode::Write);

@@ -124,12 +124,29 @@ fn slice(context: Context<'_>) -> Left {
             left = Left::Work;
         }
     }
-    for work in [replay::slice, drops::slice] {
+    for work in [sweep, replay::slice, drops::slice] {
         if work(context, deadline) == Left::Work {
             left = Left::Work;
         }
     }
     left
+}
+
+/// Looks at the logs for which that is due, until the deadline.
+fn sweep(context: Context<'_>, deadline: Deadline) -> Left {
+    let logs = STATE.borrow(context).logs();
+    for log in logs.iter().filter(|log| log.sweep_is_due.get()) {
+        if deadline.is_over() {
+            return Left::Work;
+        }
+        log.sweep_is_due.set(false);
+        consumer::sweep(context, log);
+    }
+    // What it found is work for the next slice.
+    match logs.iter().any(|log| log.has_work()) {
+        true => Left::Work,
+        false => Left::Nothing,
+    }
 }
 
 unsafe extern "C" fn on_sweep(ctx: *mut raw::RedisModuleCtx, _data: *mut c_void) {
@@ -139,8 +156,7 @@ unsafe extern "C" fn on_sweep(ctx: *mut raw::RedisModuleCtx, _data: *mut c_void)
     start_sweeping(context);
     guarded(context, || {
         if may_write(context) {
-            let logs = STATE.borrow(context).logs();
-            logs.iter().for_each(|log| consumer::sweep(context, log));
+            STATE.borrow(context).logs().iter().for_each(|log| log.sweep_is_due.set(true));
             wake(context);
         }
     });

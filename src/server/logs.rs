@@ -25,6 +25,8 @@ pub(crate) struct Log {
     pub(crate) stopped: Cell<bool>,
     /// The stream is to be looked at: where the consumer stands is not known, or may not be so any more.
     pub(crate) needs_look: Cell<bool>,
+    /// The periodic look at the stream is due.
+    pub(crate) sweep_is_due: Cell<bool>,
     /// There was no stream, and entries came since: all of it is ours to read, whatever is removed before the next look.
     pub(crate) begins_empty: Cell<bool>,
     /// What was removed from the log before the next look is not lost: until now nobody was to consume it.
@@ -73,6 +75,7 @@ impl Log {
             consumes: Cell::new(false),
             stopped: Cell::new(false),
             needs_look: Cell::new(true),
+            sweep_is_due: Cell::new(false),
             begins_empty: Cell::new(false),
             begins_anew: Cell::new(false),
             position: Cell::new(None),
