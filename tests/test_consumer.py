@@ -861,6 +861,56 @@ def test_entries_that_a_consumer_stopped_from_the_beginning_never_saw_are_lost_a
     assert (figures(client)["consumed"], figures(client)["lost_entries"]) == (250, 750)
 
 
+def test_a_loss_is_counted_once_however_it_comes_about(store):
+    client = store.client()
+    add_many(client, 10)
+    await_drained(client)
+    consumer(client, "STOP")
+    add_many(client, 1_000)
+    client.xtrim(LOG, maxlen=250, approximate=False)
+    # The consumer looks at what is left, and then that goes too.
+    client.execute_command("XGROUP", "DESTROY", LOG, GROUP)
+    await_until(lambda: group(client), what="the group to be made again")
+    client.delete(LOG)
+    consumer(client, "START")
+    add_many(client, 10)
+    await_drained(client)
+    assert (figures(client)["lost_entries"], figures(client)["consumed"]) == (1_000, 20)
+
+
+EVENTS_OF_THE_KEY = [
+    [("PEXPIREAT", LOG, 4_000_000_000_000)],
+    [("EXPIRE", LOG, 1_000), ("PERSIST", LOG)],
+    [("RENAME", LOG, "elsewhere"), ("RENAME", "elsewhere", LOG)],
+    [("COPY", LOG, "elsewhere"), ("DEL", "elsewhere")],
+    [("MOVE", LOG, 1), ("SWAPDB", 0, 1), ("MOVE", LOG, 1), ("SWAPDB", 0, 1)],
+    [("TOUCH", LOG), ("OBJECT", "FREQ", LOG), ("DUMP", LOG), ("XINFO", "STREAM", LOG, "FULL")],
+    [("XSETID", LOG, "9999999999999-0")],
+]
+
+
+@pytest.mark.parametrize("commands", EVENTS_OF_THE_KEY, ids=lambda c: c[0][0])
+def test_what_happens_to_the_key_but_not_to_its_entries_loses_none(store, commands):
+    client = store.client()
+    add_many(client, 100)
+    await_drained(client)
+    consumer(client, "STOP")
+    add_many(client, 100, start=100)
+    for command in commands:
+        with contextlib.suppress(valkey.ResponseError):
+            client.execute_command(*command)
+    consumer(client, "START")
+    await_until(
+        lambda: figures(client)["consumed"] >= 200 and figures(client)["lag_entries"] == 0, 5, "all entries"
+    )
+    # A group that is lost later is made again where the consumer stood.
+    client.execute_command("XGROUP", "DESTROY", LOG, GROUP)
+    add_many(client, 100, start=200)
+    await_drained(client)
+    assert (figures(client)["consumed"], figures(client)["lost_entries"]) == (300, 0)
+    assert rows(client) == rows_by_entries(client)
+
+
 def test_entries_removed_after_they_were_read_are_not_lost(store):
     client = store.client()
     ids = add_many(client, 500)
@@ -902,6 +952,72 @@ def test_own_trimming_never_drops_what_is_not_consumed(fresh_server, restart):
     )
     assert rows(client) == expected
     assert (figures(client)["lost_entries"], client.xlen(LOG) <= 200) == (0, True)
+
+
+@pytest.mark.parametrize("node_entries", [1, 100])
+@pytest.mark.parametrize("maxlen", [1, 10, 300])
+def test_a_short_log_loses_nothing_however_writers_take_turns(fresh_server, maxlen, node_entries):
+    # With blocks of one entry trimming is exact.
+    client = fresh_server({"stream-node-max-entries": node_entries}).client()
+    register(client, "MAXLEN", maxlen)
+    chance, added = random.Random(maxlen + node_entries), 0
+    for _ in range(60):
+        with client.pipeline(transaction=chance.random() < 0.5) as pipeline:
+            for _ in range(chance.randrange(1, 60)):
+                added += 1
+                if chance.random() < 0.5:
+                    add(pipeline, f"x{added}", {"n": added}, EPOCH_S)
+                else:
+                    key = f"fs:v1:profile:p{added}"
+                    pipeline.execute_command("FS.PUBLISH", key, "AT", EPOCH_S * 1000, "n", added)
+            pipeline.execute()
+    await_drained(client)
+    assert sorted(row["n"] for row in rows(client).values()) == list(range(1, added + 1))
+    assert figures(client)["lost_entries"] == 0
+    # Once all is read, the next publish trims to the length that was asked for, but for one block.
+    client.execute_command("FS.PUBLISH", "fs:v1:profile:last", "n", 1)
+    assert client.xlen(LOG) <= maxlen + node_entries
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_every_entry_is_consumed_or_lost_and_none_is_counted_twice(fresh_server, seed):
+    server = fresh_server({"fs.sweep-interval": 10, "fs.consumer-slice-us": 50, "stream-node-max-entries": 7})
+    client, chance = server.client(), random.Random(seed)
+    register(client, "MAXLEN", 200)
+    added = 0
+
+    def xadd():
+        nonlocal added
+        count = chance.choice([1, 5, 300])
+        add_many(client, count)
+        added += count
+
+    def xdel():
+        ids = [id for id, _ in client.xrange(LOG, count=400)]
+        client.xdel(LOG, *chance.sample(ids, len(ids) // 3), "1-1")
+
+    moves = [
+        xadd,
+        xadd,
+        xadd,
+        xdel,
+        lambda: client.xtrim(LOG, maxlen=chance.choice([0, 10, 150]), approximate=False),
+        lambda: client.xtrim(LOG, maxlen=50, approximate=True),
+        lambda: client.execute_command("FS.TRIM", "profile", "MAXLEN", chance.choice([0, 10, 150])),
+        lambda: client.execute_command("FS.CONSUME", "profile", "COUNT", chance.choice([1, 70, 1_000])),
+        lambda: client.execute_command("FS.ALTER", "profile", "MAXLEN", chance.choice([1, 50, 500])),
+        lambda: client.exists(LOG) and client.execute_command("XGROUP", "DESTROY", LOG, GROUP),
+        lambda: consumer(client, "STOP"),
+        lambda: consumer(client, "START"),
+        lambda: time.sleep(0.02),
+    ]
+    for _ in range(200):
+        chance.choice(moves)()
+    consumer(client, "START")
+    xadd()
+    await_drained(client)
+    told = figures(client)
+    assert told["consumed"] + told["lost_entries"] == added, told
 
 
 def stopped_after_a_look(server, client):
@@ -1178,6 +1294,32 @@ def test_a_replay_goes_on_when_its_caller_goes_away(slow_store):
     assert rows(client, "fs:v2:profile:") == rows(client) == rows_by_entries(client)
 
 
+def test_replays_take_turns_and_each_caller_hears_of_its_own(slow_store):
+    client = slow_store.client()
+    register(client, view="other")
+    for view, count in (("profile", 5_000), ("other", 3_000)):
+        add_many(client, count, log=f"fs:stream:{view}")
+        await_drained(client, f"fs:stream:{view}")
+    middle = client.xrange(LOG)[4_000][0]
+    asked = [
+        ("profile", "0", 5_000),
+        ("other", "0", 3_000),
+        ("profile", middle, 1_000),
+        ("profile", "0", 5_000),
+    ]
+    answers = [None] * len(asked)
+
+    def replay(place, view, since):
+        answers[place] = slow_store.client().execute_command("FS.REPLAY", view, "FROM", since)
+
+    threads = [threading.Thread(target=replay, args=(i, *asked[i][:2])) for i in range(len(asked))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [count for *_, count in asked]
+
+
 def test_dropping_the_view_ends_its_replay(slow_store):
     client, caller = slow_store.client(), slow_store.client()
     add_many(client, 30_000)
@@ -1214,11 +1356,12 @@ def test_a_row_deleted_during_a_replay_stays_deleted(slow_store):
 # Storms
 
 
-def test_flushing_in_full_flow_leaves_rows_and_log_in_step(slow_store):
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_flushing_in_full_flow_leaves_rows_and_log_in_step(slow_store, asynchronous):
     client, flusher = slow_store.client(), slow_store.client()
     for _ in range(5):
         add_many(client, 4_000)
-        flusher.flushall()
+        flusher.flushall(asynchronous=asynchronous)
         add_many(client, 1_000, start=4_000)
     await_drained(client)
     assert client.xlen(LOG) == 1_000

@@ -8,6 +8,7 @@ import random
 import re
 import resource
 import socket
+import struct
 
 import libvalkey
 import pytest
@@ -313,15 +314,44 @@ def test_rows_and_log_entries_that_others_left_in_disorder_are_answered(wire):
     assert wire_map(wire.call("FS.INFO"))[b"panics"] == 0
 
 
-@pytest.mark.parametrize(("times", "keys"), [(300_000, 1), (200, 10_000)], ids=["many features", "many rows"])
-def test_a_tensor_too_large_for_a_reply_is_refused(fresh_server, times, keys):
-    # Both ask for tens of gigabytes, of rows that are not even there; a server that tries fails here, not the machine.
+def test_keys_that_expire_under_a_call_are_answered(fresh_server):
+    # A key that nobody has looked at since it expired goes away inside the call that looks, with its events.
+    with Wire(fresh_server()) as wire:
+        wire.call("DEBUG", "SET-ACTIVE-EXPIRE", 0)
+        for line in [*CALLS, "FS.INFO", "INFO fs", "INFO everything"]:
+            furnish(wire)
+            for key in (ROW, OTHER_ROW, "fs:stream:profile", "fs:dlq:profile"):
+                wire.call("PEXPIRE", key, 1)
+            wire.call("SET", "last", "x", "PX", 1)
+            await_until(lambda: wire.call("EXISTS", "last") == 0, what="the keys to expire")
+            if not line.startswith("FS.EFFECT"):
+                assert not refused_properly(wire.call(*line.split(" "))), line
+            assert wire_map(wire.call("FS.INFO"))[b"panics"] == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "times", "keys"),
+    [
+        ("FS.TENSOR", 300_000, 1),
+        ("FS.TENSOR", 200, 10_000),
+        ("FS.MGET", 10_000, 1),
+        ("FS.MGET", 100, 1000),
+        ("FS.GET", 10_000, 1),
+    ],
+)
+def test_a_reply_that_multiplies_a_wide_vector_is_refused(fresh_server, command, times, keys):
+    # Each asks for gigabytes, of rows that are not even there; a server that tries fails here, not the machine.
     server = fresh_server()
     resource.prlimit(server.process.pid, resource.RLIMIT_AS, (4 << 30, 4 << 30))
+    row = "fs:v1:big:u1"
     with Wire(server) as wire:
-        wire.call("FS.REGISTER", "big", "ENTITY", "user", "SCHEMA", "emb", "VECTOR", 65_536)
-        reply = wire.call("FS.TENSOR", ",".join(["emb"] * times), *["fs:v1:big:u1"] * keys)
-        assert refused_properly(reply)
+        default = struct.pack("<65536f", *range(65536))
+        wire.call(
+            "FS.REGISTER", "big", "ENTITY", "user", "SCHEMA", "emb", "VECTOR", 65_536, "DEFAULT", default
+        )
+        names = ["emb"] * times
+        call = [row, *names] if command == "FS.GET" else [",".join(names), *[row] * keys]
+        assert refused_properly(wire.call(command, *call))
         assert wire.call("PING") == b"PONG"
 
 

@@ -278,6 +278,60 @@ def test_an_aof_that_was_cut_off_anywhere_brings_rows_and_log_in_step(fresh_serv
         server.kill()
 
 
+def effects_in(aof):
+    """Where the effects stand in an AOF: the commands `FS.EFFECT key effect [key effect ...]` hold them."""
+    for command in re.finditer(rb"\*(\d+)\r\n\$9\r\nFS\.EFFECT\r\n", aof):
+        at = command.end()
+        for place in range(int(command[1]) - 1):
+            size = int(aof[at + 1 : aof.index(b"\r\n", at)])
+            begin = aof.index(b"\r\n", at) + 2
+            if place % 2:
+                yield begin, begin + size
+            at = begin + size + 2
+
+
+def test_damaged_effects_in_an_aof_take_nothing_down(fresh_server):
+    server = fresh_server(ALWAYS)
+    client = server.client()
+    register(client, "TTL", "3650d")
+    for i in range(20):
+        add_many(client, 10, start=10 * i)
+        add(client, "u1", {"n": "no number"})
+        client.execute_command("FS.PUBLISH", f"fs:v1:profile:u{i}", "EVENT", "e", "n", i, "label", "x")
+        client.execute_command("FS.PUBLISH", f"fs:v1:profile:u{i}", "JSON", '{"score": 1.5, "label": null}')
+        client.execute_command("FS.DEL", f"fs:v1:profile:u{i}")
+    await_drained(client)
+    server.kill()
+    (file,) = server.folder.glob("appendonlydir/*.incr.aof")
+    whole, chance = file.read_bytes(), random.Random(6)
+    places = list(effects_in(whole))
+    assert len(places) > 80
+    for _ in range(25):
+        hurt = bytearray(whole)
+        for begin, end in places:
+            match chance.randrange(6):
+                case 0:
+                    hurt[chance.randrange(begin, end)] ^= 1 << chance.randrange(8)
+                case 1:
+                    hurt[begin + 1 : end] = chance.randbytes(end - begin - 1)
+                case 2:
+                    # What announces long integers and lengths.
+                    hurt[chance.randrange(begin, end)] = chance.choice([0, 251, 252, 253, 254, 255])
+        file.write_bytes(hurt)
+        server.start()
+        client = server.client()
+        # What is damaged may say anything, ids of the year 3000 too: it is not served as an error, and writing goes on.
+        client.execute_command("FS.CONSUME", "profile")
+        for key in client.scan_iter(match="fs:v1:profile:*", _type="hash"):
+            client.execute_command("FS.GET", key, "WITHSTATUS")
+        client.execute_command("FS.PUBLISH", "fs:v1:profile:new", "NOLOG", "n", 1)
+        assert client.execute_command("FS.GET", "fs:v1:profile:new", "n") == [b"n", 1]
+        client.save()
+        server.kill()
+    server.check_log()
+    assert "was not executed: " in server.log()
+
+
 def test_deleting_dropped_data_goes_on_after_a_restart(fresh_server):
     server = fresh_server(QUICK | SLOW)
     client = server.client()

@@ -173,6 +173,16 @@ def test_doubles_come_back_bit_by_bit(client, reader):
         assert np.array_equal(tensor(client, "e", ROW)[0].view("<u4"), vector.view("<u4"))
 
 
+def test_the_widest_vector_comes_back_whole(client, reader):
+    register(client, "e VECTOR 65536")
+    vector = np.random.default_rng(1).standard_normal(65_536).astype("<f4")
+    fs(client, f"FS.PUBLISH {ROW} e", vector.tobytes())
+    assert fs(reader, f"FS.TENSOR e {ROW}") == vector.tobytes()
+    assert np.array_equal(np.array([float(x) for x in get(reader, ROW)["e"]], "<f4"), vector)
+    with pytest.raises(valkey.ResponseError, match="65536"):
+        register(client, "e VECTOR 65537", view="wider")
+
+
 def test_a_tensor_is_what_numpy_makes_of_the_rows(client):
     register(
         client,
@@ -258,6 +268,16 @@ def test_a_status_says_why_a_value_is_or_is_not_served(client, reader):
             "e": (None, "NOT_FOUND", None),
         }
     )
+
+
+def test_a_new_ttl_rules_reads_at_once(client, reader):
+    register(client, "a INT DEFAULT 7", "TTL 1h")
+    fs(client, f"FS.PUBLISH {ROW} AT {now_ms(client) - 20 * MINUTE_MS} a 1")
+    for ttl, served in [("10m", (7, "OUTSIDE_MAX_AGE")), ("30m", (1, "PRESENT")), ("NONE", (1, "PRESENT"))]:
+        fs(client, f"FS.ALTER profile TTL {ttl}")
+        assert with_status(reader, ROW)["a"][:2] == served, ttl
+        assert fs(reader, f"FS.MGET a {ROW}") == [[served[0]]]
+        assert tensor(client, "a", ROW) == [[served[0]]]
 
 
 def test_a_value_from_ahead_of_the_clock_is_fresh(client, reader):

@@ -20,6 +20,7 @@ from test_consumer import (
     add,
     add_many,
     await_drained,
+    digests,
     entries_read,
     entry,
     figures,
@@ -197,6 +198,12 @@ def test_a_replica_equals_its_primary_after_any_mix_of_writes(fresh_server, seed
         "consume": lambda: client.execute_command("FS.CONSUME", "profile", "COUNT", chance.randint(1, 9)),
         "trim": lambda: client.execute_command("FS.TRIM", "profile", "MAXLEN", chance.randint(0, 90)),
         "replay": lambda: client.execute_command("FS.REPLAY", "profile", "FROM", "0", "VERSION", 1),
+        "xdel": lambda: client.xdel(
+            LOG, *[id for id, _ in client.xrange(LOG)[:: chance.randint(2, 9)]], "1-1"
+        ),
+        "xtrim": lambda: client.xtrim(LOG, maxlen=chance.randrange(99)),
+        "group lost": lambda: client.execute_command("XGROUP", "DESTROY", LOG, "fs"),
+        "group moved": lambda: group(client) and client.execute_command("XGROUP", "SETID", LOG, "fs", "0"),
         "native": lambda: client.hset(key(), "label", "by hand"),
         "native del": lambda: client.delete(key()),
         "transaction": transaction,
@@ -361,6 +368,10 @@ def test_a_replica_that_restarts_from_its_own_files_is_the_same(fresh_server):
         register(client, "TTL", "700d")
         add_many(client, 1_000)
         await_drained(client)
+        primary.await_replicated(replica)
+        await_until(
+            lambda at=replica: at.info("persistence")["aof_rewrite_in_progress"] == 0, what="the first AOF"
+        )
         replica.restart()
         add_many(client, 1_000, start=500)
         client.execute_command("FS.DEL", "fs:v1:profile:u1")
@@ -368,6 +379,32 @@ def test_a_replica_that_restarts_from_its_own_files_is_the_same(fresh_server):
         await_drained(client)
         await_synced(replica, primary)
         assert_same(primary, replica)
+
+
+@pytest.mark.parametrize("node_entries", [1, 100])
+@pytest.mark.parametrize("maxlen", [1, 10, 5_000])
+def test_a_promoted_replica_takes_published_entries_for_neither_new_nor_lost(
+    fresh_server, maxlen, node_entries
+):
+    primary = fresh_server({"stream-node-max-entries": node_entries})
+    replica = primary.replica({"repl-diskless-load": "on-empty-db"})
+    client = primary.client()
+    register(client, "MAXLEN", maxlen)
+    with client.pipeline(transaction=False) as pipeline:
+        for i in range(2_500):
+            pipeline.execute_command(
+                "FS.PUBLISH", f"fs:v1:profile:u{i % 9}", "AT", (EPOCH_S + i) * 1000, "n", i
+            )
+        pipeline.execute()
+    primary.await_replicated(replica)
+    primary.kill()
+    client = replica.client()
+    before = digests(client)
+    client.replicaof("NO", "ONE")
+    await_drained(client)
+    told = figures(client)
+    assert (told["consumed"], told["lost_entries"], told["superseded"]) == (0, 0, 0)
+    assert digests(client) == before and len(before) == 9
 
 
 def test_a_log_that_was_replaced_is_read_from_its_start_also_after_a_promotion(fresh_server):
@@ -463,9 +500,9 @@ def await_synced(replica, primary):
 LOADS = ["disabled", "on-empty-db", "swapdb"]
 
 
-@pytest.mark.parametrize("load", LOADS)
-def test_a_replica_attached_in_full_flow_equals_the_primary(fresh_server, load):
-    primary = fresh_server(QUICK)
+@pytest.mark.parametrize("load, channel", [*((load, "no") for load in LOADS), ("on-empty-db", "yes")])
+def test_a_replica_attached_in_full_flow_equals_the_primary(fresh_server, load, channel):
+    primary = fresh_server(QUICK | {"dual-channel-replication-enabled": channel})
     client = primary.client()
     register(client, "MAXLEN", 1_000_000, "TTL", "7d")
     # Old updates expire on arrival; these are of today.

@@ -40,7 +40,7 @@ impl Command for Info {
         let context = call.context;
         let mut arguments = call.arguments();
         if arguments.is_empty() {
-            let figures = figures(context, &STATE.borrow(context));
+            let figures = figures(context);
             context.reply_map(figures.len());
             for (name, value) in figures {
                 context.reply_bytes(name.to_bytes());

@@ -368,7 +368,8 @@ pub(crate) fn sweep(context: Context<'_>, log: &Log) {
                     log.forget_position();
                 } else {
                     log.pending.set(position.lag_entries(&facts).max(log.pending.get()));
-                    if position.is_at_end(&facts) {
+                    // What was read ahead is not lost, even if it is gone from the stream.
+                    if position.is_at_end(&facts) && log.in_flight.borrow().is_empty() {
                         settle(context, log);
                     }
                 }

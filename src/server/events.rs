@@ -62,18 +62,31 @@ fn log_changed(context: Context<'_>, view: &str, event: &CStr) {
         b"xdel" | b"xtrim" | b"xgroup-createconsumer" | b"xgroup-delconsumer" | b"xsetid" => {}
         // The group was made, moved or destroyed.
         event if event.starts_with(b"xgroup-") => log.forget_position(),
-        // Another stream may stand there now, or none: it is read from its start, unless it brings a group.
-        _ => {
-            consumer::count_lost(context, &log, log.pending.replace(0));
+        // The stream went elsewhere with its entries and groups.
+        b"rename_from" | b"move_from" => {
             log.forget_position();
-            if let Ok(view) = STATE.borrow_mut(context).registry.view_mut(view.as_bytes()) {
-                view.cursor = None;
-                view.forget_all_tombstones();
-            }
+            forget_stream(context, view);
         }
+        // The stream is gone with its entries, or another stands there: that is read from its start, unless it brings
+        // a group.
+        b"del" | b"expired" | b"evicted" | b"set" | b"rename_to" | b"restore" | b"copy_to" | b"move_to" => {
+            consumer::count_lost(context, &log, log.pending.get());
+            log.forget_position();
+            forget_stream(context, view);
+        }
+        // EXPIRE, PERSIST and the like change no entries.
+        _ => {}
     }
     if log.has_work() {
         background::wake(context);
+    }
+}
+
+/// Where the consumer stood, and which rows older entries must not bring back, was about a stream that is not there now.
+fn forget_stream(context: Context<'_>, view: &str) {
+    if let Ok(view) = STATE.borrow_mut(context).registry.view_mut(view.as_bytes()) {
+        view.cursor = None;
+        view.forget_all_tombstones();
     }
 }
 

@@ -1,9 +1,10 @@
 //! Figures: `INFO fs`, and what FS.INFO tells.
 
 use crate::server::api::{api, Context};
+use crate::server::command::panics_caught;
 use crate::server::consumer;
 use crate::server::logs::LogCounters;
-use crate::server::state::{State, STATE};
+use crate::server::state::STATE;
 use redis_module::raw;
 use std::cell::Cell;
 use std::ffi::{c_int, CStr};
@@ -13,8 +14,11 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 pub(crate) type Figure = (&'static CStr, u64);
 
 /// All figures of the whole module, in the order in which they are told.
-pub(crate) fn figures(context: Context<'_>, state: &State) -> Vec<Figure> {
-    let logs = state.logs();
+pub(crate) fn figures(context: Context<'_>) -> Vec<Figure> {
+    let logs = STATE.borrow(context).logs();
+    // Asks the server, which may find that a key has expired and tell us: nothing is borrowed meanwhile.
+    let lag_entries = logs.iter().filter_map(|l| consumer::lag(context, l)).map(|(entries, _)| entries).sum();
+    let state = STATE.borrow(context);
     let sum = |counter: fn(&LogCounters) -> &Cell<u64>| logs.iter().map(|l| counter(&l.counters).get()).sum();
     let views = state.registry.views().count() as u64;
     let versions = state.registry.views().map(|(_, v)| v.versions.len() as u64).sum();
@@ -26,18 +30,18 @@ pub(crate) fn figures(context: Context<'_>, state: &State) -> Vec<Figure> {
         (c"rows_served", state.counters.rows_served),
         (c"published", sum(|c| &c.published)),
         (c"consumed", sum(|c| &c.consumed)),
-        (c"lag_entries", logs.iter().filter_map(|l| consumer::lag(context, l)).map(|(entries, _)| entries).sum()),
+        (c"lag_entries", lag_entries),
         (c"superseded", sum(|c| &c.superseded)),
         (c"expired_on_arrival", sum(|c| &c.expired_on_arrival)),
         (c"dead_letters", sum(|c| &c.dead_letters)),
         (c"lost_entries", sum(|c| &c.lost)),
-        (c"invalid_values", sum(|c| &c.invalid_values) + state.counters.invalid_values),
+        (c"invalid_values", sum(|c| &c.invalid_values)),
         (c"extra_fields_dropped", sum(|c| &c.extra_dropped)),
         (c"tombstones", tombstones),
         (c"read_ahead_bytes", read_ahead.sum()),
         (c"replays", state.background.replays.len() as u64),
         (c"dropping", state.registry.drops.len() as u64),
-        (c"panics", state.counters.panics),
+        (c"panics", panics_caught()),
     ]
 }
 
@@ -48,7 +52,7 @@ unsafe extern "C" fn on_info(info: *mut raw::RedisModuleInfoCtx, for_crash_repor
     }
     let _ = catch_unwind(AssertUnwindSafe(|| {
         // SAFETY: the server asks on the main thread.
-        let figures = unsafe { Context::with_detached(|context| figures(context, &STATE.borrow(context))) };
+        let figures = unsafe { Context::with_detached(figures) };
         // SAFETY: `info` is alive during the callback; the names end in NUL.
         unsafe {
             if api!(RedisModule_InfoAddSection(info, c"stats".as_ptr())) != raw::REDISMODULE_OK as c_int {

@@ -113,6 +113,7 @@ impl Log {
     /// Forgets where the consumer stands: the stream may be another one now.
     pub(crate) fn forget_position(&self) {
         self.position.set(None);
+        self.pending.set(0);
         self.needs_look.set(true);
         self.discard_in_flight();
     }

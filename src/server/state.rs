@@ -66,10 +66,6 @@ pub(crate) struct State {
 pub(crate) struct Counters {
     /// Rows given to readers.
     pub(crate) rows_served: u64,
-    /// Stored fields that were not of their type.
-    pub(crate) invalid_values: u64,
-    /// Panics caught at the C boundary.
-    pub(crate) panics: u64,
 }
 
 struct Prepared {
