@@ -44,12 +44,12 @@ impl Command for Alter {
         let view = arguments.next("view")?;
         let version =
             if arguments.take_word("VERSION") { Some(parse_version(arguments.next("VERSION")?)?) } else { None };
-        STATE.borrow(call.context).registry.version(view, version)?;
+        let name = STATE.borrow(call.context).registry.version(view, version)?.name.clone();
         let alteration = Alteration::parse(view, &mut arguments)?;
         {
             let mut state = STATE.borrow_mut(call.context);
             state.registry.alter(view, version, &alteration)?;
-            state.prepare();
+            state.prepare(&name);
         }
         call.context.replicate_verbatim();
         background::wake(call.context);

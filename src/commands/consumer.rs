@@ -31,8 +31,10 @@ impl Command for Consumer {
         let view = arguments.next("view")?;
         {
             let mut state = STATE.borrow_mut(call.context);
-            state.registry.view_mut(view)?.stopped = stop;
-            state.prepare();
+            let registered = state.registry.view_mut(view)?;
+            registered.stopped = stop;
+            let name = registered.newest().name.clone();
+            state.prepare(&name);
         }
         call.context.replicate_verbatim();
         background::wake(call.context);

@@ -1,15 +1,26 @@
 //! FS.DEL.
 
 use super::{FIRST, KEYS};
-use crate::server::api::{Key, Mode};
+use crate::server::api::{Context, End, Key, KeyType, Mode};
 use crate::server::command::{Call, Command, KeyAccess, Keys, Spec};
 use crate::server::effects::{execute_delete, Effects};
 use crate::server::events::quietly;
+use crate::server::logs::Log;
 use crate::server::rows::check_row;
 use crate::server::state::STATE;
-use crate::server::{api, streams};
 use feature_store_core::codec::Effect;
+use feature_store_core::stream_id::StreamId;
 use feature_store_core::Result;
+use std::collections::HashMap;
+
+/// The newest entry that somebody may still read, and so bring a row back.
+fn backlog_end(context: Context<'_>, log: &Log) -> Option<StreamId> {
+    let is_replaying = STATE.borrow(context).background.replays.iter().any(|r| r.is_of(&log.view));
+    if log.is_drained() && !is_replaying {
+        return None;
+    }
+    Key::open(context, &log.stream_key, Mode::Read).stream_id(End::Newest)
+}
 
 /// Deletes rows.
 pub(super) struct Del;
@@ -42,16 +53,11 @@ impl Command for Del {
         }
         let mut effects = Effects::default();
         let mut deleted = 0;
+        // By view: up to which entry the backlog must not bring its rows back.
+        let mut backlogs: HashMap<&str, Option<StreamId>> = HashMap::new();
         for (name, prepared) in &rows {
-            let log = &prepared.log;
-            let is_replaying = STATE.borrow(context).background.replays.iter().any(|r| r.is_of(&log.view));
-            // Only entries that somebody may still read can bring the row back.
-            let buried_to = if log.is_drained() && !is_replaying {
-                None
-            } else {
-                streams::facts(context, &log.stream_key).map(|facts| facts.last_generated)
-            };
-            let existed = Key::open(context, name, Mode::Read).key_type() != api::KeyType::Empty;
+            let buried_to = *backlogs.entry(&prepared.view.name).or_insert_with(|| backlog_end(context, &prepared.log));
+            let existed = Key::open(context, name, Mode::Read).key_type() != KeyType::Empty;
             deleted += i64::from(existed);
             if existed || buried_to.is_some() {
                 // The key was parsed above; what is left cannot fail.

@@ -56,7 +56,7 @@ impl Command for Drop {
         {
             let mut state = STATE.borrow_mut(context);
             state.registry.drop_view(view, version, with_data)?;
-            state.prepare();
+            state.prepare(&definition.name);
         }
         context.replicate_verbatim();
         background::wake(context);

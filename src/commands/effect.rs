@@ -42,7 +42,10 @@ impl Command for Effect {
                 context.log(LogLevel::Warning, &format!("fs: an effect on key '{key}' was not executed: {why}"));
             }
         }
-        // A replica of this replica gets the primary's stream itself; an AOF that is being loaded is not written again.
+        // For this replica's own AOF: replicas of a replica get the primary's stream as it is.
+        if !context.flags().is_loading() {
+            context.replicate_verbatim();
+        }
         context.reply_ok();
         Ok(())
     }

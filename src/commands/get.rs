@@ -1,5 +1,6 @@
 //! FS.GET.
 
+use super::mget::check_reply_size;
 use super::{FIRST, KEY};
 use crate::server::api::Context;
 use crate::server::command::{Argument, Call, Command, KeyAccess, Keys, Spec};
@@ -51,6 +52,7 @@ impl Command for Get {
             let names = arguments.rest().iter().enumerate();
             names.map(|(hint, name)| view.served_position(name, hint)).collect::<Result<_>>()?
         };
+        check_reply_size(view, &features, 1)?;
         let times = if with_status { Times::Always } else { Times::IfAged };
         let mut rows = Rows::new(&prepared, &features, times);
         rows.read(context, &words(context), call.string(1))?;

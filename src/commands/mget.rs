@@ -5,11 +5,13 @@ use super::{FEATURES, FIRST, KEYS};
 use crate::server::command::{Call, Command, KeyAccess, Keys, Spec};
 use crate::server::rows::{Rows, Times};
 use crate::server::state::{words, PreparedView};
+use feature_store_core::definition::FeatureView;
 use feature_store_core::error::shown;
 use feature_store_core::keys::RowKey;
 use feature_store_core::{Error, Result};
 
-/// Most values that one reply holds: features may be named again and again, and the reply grows with rows times features.
+/// Most numbers and texts that one reply holds. Features may be named again and again, a VECTOR is many numbers, and the
+/// reply grows with rows times features: without a limit a short request could fill the memory.
 const VALUES_MAX: usize = 16 << 20;
 
 /// Reads several rows.
@@ -53,12 +55,7 @@ impl Command for Mget {
 /// Reads the rows of `features key [key ...]`, shared with FS.TENSOR. All are read before anything is replied.
 pub(super) fn read_rows<'v>(call: &Call<'_>, prepared: &'v PreparedView, features: &'v [usize]) -> Result<Rows<'v>> {
     let (view, words) = (&prepared.view, words(call.context));
-    let values = features.len().saturating_mul(call.arguments().len() - 1);
-    if values > VALUES_MAX {
-        return Err(Error::syntax(format!(
-            "{values} values are asked for, allowed are {VALUES_MAX}: ask for fewer rows at a time"
-        )));
-    }
+    check_reply_size(view, features, call.arguments().len() - 1)?;
     let mut rows = Rows::new(prepared, features, Times::IfAged);
     for place in 2..=call.arguments().len() {
         let name = call.string(place);
@@ -76,4 +73,17 @@ pub(super) fn read_rows<'v>(call: &Call<'_>, prepared: &'v PreparedView, feature
         rows.read(call.context, &words, name)?;
     }
     Ok(rows)
+}
+
+/// Refuses a reply that would be out of all proportion, before anything is read.
+pub(super) fn check_reply_size(view: &FeatureView, features: &[usize], rows: usize) -> Result<()> {
+    let width: usize = features.iter().map(|f| view.features()[*f].columns().unwrap_or(1)).sum();
+    let values = width.saturating_mul(rows);
+    if values > VALUES_MAX {
+        return Err(Error::syntax(format!(
+            "{values} values of view '{}' are asked for, allowed are {VALUES_MAX}: ask for fewer at a time",
+            view.name
+        )));
+    }
+    Ok(())
 }

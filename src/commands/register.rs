@@ -98,9 +98,10 @@ impl Command for Register {
         refuse_if_a_rewrite_would_lose_it(call.context)?;
         let log = {
             let mut state = STATE.borrow_mut(call.context);
+            let name = definition.name.clone();
             let changed = state.registry.register(definition)?;
             if changed {
-                state.prepare();
+                state.prepare(&name);
             }
             changed.then(|| state.require_log(view)).transpose()?
         };

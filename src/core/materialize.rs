@@ -112,13 +112,6 @@ pub struct RowPlan {
     pub times: TimesChange<'static>,
 }
 
-impl RowPlan {
-    /// True when at least one change came too late.
-    pub fn is_superseded(&self) -> bool {
-        self.applied.iter().any(|applied| !applied)
-    }
-}
-
 /// Decides what an update at `event_time_ms` changes. `None`: nothing, every change came too late (or is an INPUT).
 pub fn plan(
     view: &FeatureView,

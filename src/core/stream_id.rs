@@ -16,6 +16,9 @@ impl StreamId {
     /// Before every entry.
     pub const ZERO: StreamId = StreamId { ms: 0, seq: 0 };
 
+    /// After every entry.
+    pub const MAX: StreamId = StreamId { ms: u64::MAX, seq: u64::MAX };
+
     /// Reads `ms-seq` or `ms`.
     pub fn parse(text: &[u8]) -> Result<Self> {
         let read = || {

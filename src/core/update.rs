@@ -3,10 +3,13 @@
 use crate::definition::{Extra, FeatureView};
 use crate::error::{shown, Error, Result};
 use crate::time::checked_unix_ms;
+use crate::value::Value;
+use rustc_hash::FxHashMap;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
+use std::collections::hash_map::Entry;
 use std::ops::Range;
 
 /// A feature and what becomes of it.
@@ -22,6 +25,8 @@ pub struct Change {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Update {
     changes: Vec<Change>,
+    /// Where each feature stands among the changes; only filled when they do not come in rising order.
+    places: FxHashMap<usize, usize>,
     bytes: Vec<u8>,
     /// Unknown fields that `EXTRA IGNORE` dropped.
     pub extra_dropped: u64,
@@ -95,17 +100,26 @@ impl Update {
     }
 
     /// The last word on a feature counts, as in HSET and in JSON readers.
-    fn set(&mut self, feature: usize, value: Option<&crate::value::Value<'_>>) {
+    fn set(&mut self, feature: usize, value: Option<&Value<'_>>) {
         let field = value.map(|value| {
             let start = self.bytes.len();
             value.write_field(&mut self.bytes);
             start..self.bytes.len()
         });
         // Mostly features come in rising order, so that no earlier word can be about this one.
-        let rising = self.changes.last().is_none_or(|last| last.feature < feature);
-        match self.changes.iter_mut().find(|c| !rising && c.feature == feature) {
-            Some(earlier) => earlier.field = field,
-            None => self.changes.push(Change { feature, field }),
+        if self.places.is_empty() && self.changes.last().is_none_or(|last| last.feature < feature) {
+            self.changes.push(Change { feature, field });
+            return;
+        }
+        if self.places.is_empty() {
+            self.places = self.changes.iter().enumerate().map(|(place, c)| (c.feature, place)).collect();
+        }
+        match self.places.entry(feature) {
+            Entry::Occupied(place) => self.changes[*place.get()].field = field,
+            Entry::Vacant(place) => {
+                place.insert(self.changes.len());
+                self.changes.push(Change { feature, field });
+            }
         }
     }
 

@@ -168,9 +168,14 @@ impl<'a> Value<'a> {
     /// Kinder than the stored form, because a row may have been written by hand: `25.0`, `True`, `0.1,0.2` are read.
     pub fn from_field(ty: FeatureType, field: &'a [u8]) -> Option<Self> {
         match ty {
-            FeatureType::Vector(n) => {
-                vector_from_bytes(field, n).or_else(|| vector_from_text(field, n)?.ok()).map(Value::Vector)
+            // Four bytes of ASCII digits may well be one float32; eight and more are text that somebody wrote by hand.
+            FeatureType::Vector(1) => {
+                vector_from_bytes(field, 1).or_else(|| vector_from_text(field, 1)?.ok()).map(Value::Vector)
             }
+            FeatureType::Vector(n) => vector_from_text(field, n)
+                .and_then(|numbers| numbers.ok())
+                .or_else(|| vector_from_bytes(field, n))
+                .map(Value::Vector),
             ty => Value::from_text(ty, field).ok(),
         }
     }
@@ -403,6 +408,9 @@ mod tests {
             assert_eq!(text(ty, input).as_ref(), Some(&raw), "{input:?}");
         }
         assert_eq!(Value::from_text(ty, b"1,2,3"), Err(Refusal::Because("has 3 dimensions".into())));
+        // Text as long as the bytes would be.
+        assert_eq!(Value::from_field(ty, b"1.5,2.25"), Some(Value::Vector(vec![1.5, 2.25])));
+        assert_eq!(Value::from_field(ty, &raw), Some(Value::Vector(vec![0.5, -2.0])));
         let nan: Vec<u8> = [f32::NAN, 1.0].iter().flat_map(|x| x.to_le_bytes()).collect();
         for bad in [&nan[..], b"", b"a,b", b"1e39,1", b"[1,2"] {
             assert!(Value::from_text(ty, bad).is_err(), "{bad:?}");

@@ -31,15 +31,19 @@ impl Access {
     }
 }
 
-/// The user behind the running command.
-pub(crate) struct Caller {
-    /// `None`: nobody stands behind it (replication, loading), so nothing is checked.
-    user: Option<(NonNull<raw::RedisModuleUser>, ServerString)>,
+/// Who stands behind the running command.
+pub(crate) enum Caller {
+    /// Nobody: replication, loading, another module acting for itself. Nothing is checked.
+    Nobody,
+    /// A user of the server, and its name.
+    User(NonNull<raw::RedisModuleUser>, ServerString),
+    /// A user that the server's ACL does not know (any more), or that another module made: nothing is allowed.
+    Unknown,
 }
 
 impl Drop for Caller {
     fn drop(&mut self) {
-        if let Some((user, _)) = &self.user {
+        if let Caller::User(user, _) = self {
             // SAFETY: frees the handle that `of` got, once; not the user.
             unsafe { api!(RedisModule_FreeModuleUser(user.as_ptr())) };
         }
@@ -49,24 +53,27 @@ impl Drop for Caller {
 impl Caller {
     pub(crate) fn of(context: Context<'_>) -> Self {
         if context.flags().has_no_user() {
-            return Caller { user: None };
+            return Caller::Nobody;
         }
-        // SAFETY: a client's command has a user. The name is a string of ours, freed by `ServerString`'s reference
-        // below; a user that was deleted meanwhile gives null.
-        unsafe {
-            let name = api!(RedisModule_GetCurrentUserName(context.as_ptr()));
-            let held = ServerString::retained(name);
-            api!(RedisModule_FreeString(context.as_ptr(), name));
-            let user = api!(RedisModule_GetModuleUserFromUserName(held.as_ptr()));
-            Caller { user: NonNull::new(user).map(|user| (user, held)) }
+        let Some(name) = user_name(context) else { return Caller::Nobody };
+        // SAFETY: the name is alive. A name that the ACL does not know gives null.
+        match NonNull::new(unsafe { api!(RedisModule_GetModuleUserFromUserName(name.as_ptr())) }) {
+            Some(user) => Caller::User(user, name),
+            None => Caller::Unknown,
         }
     }
 
     pub(crate) fn may(&self, key: &ServerString, access: Access) -> bool {
-        let Some((user, _)) = &self.user else { return true };
-        // SAFETY: user and key are alive.
-        let status = unsafe { api!(RedisModule_ACLCheckKeyPermissions(user.as_ptr(), key.as_ptr(), access.flags())) };
-        status == raw::REDISMODULE_OK as c_int
+        match self {
+            Caller::Nobody => true,
+            Caller::Unknown => false,
+            Caller::User(user, _) => {
+                // SAFETY: user and key are alive.
+                let status =
+                    unsafe { api!(RedisModule_ACLCheckKeyPermissions(user.as_ptr(), key.as_ptr(), access.flags())) };
+                status == raw::REDISMODULE_OK as c_int
+            }
+        }
     }
 
     /// Refuses, and notes it in ACL LOG as the server would.
@@ -79,7 +86,7 @@ impl Caller {
     }
 
     fn log_refusal(&self, context: Context<'_>, key: &ServerString) {
-        if let Some((_, name)) = &self.user {
+        if let Caller::User(_, name) = self {
             let reason = raw::RedisModuleACLLogEntryReason_REDISMODULE_ACL_LOG_KEY;
             // SAFETY: context, name and key are alive.
             unsafe {
@@ -94,7 +101,11 @@ impl Caller {
     /// prefix itself matches whatever follows it. Patterns with `[`, `\\` or in selectors are not looked into: such a
     /// user is refused rather than trusted.
     pub(crate) fn require_prefix(&self, context: Context<'_>, prefix: &str) -> Result<()> {
-        let Some((_, name)) = &self.user else { return Ok(()) };
+        let name = match self {
+            Caller::Nobody => return Ok(()),
+            Caller::Unknown => return Err(no_permission_on_all(prefix)),
+            Caller::User(_, name) => name,
+        };
         let reply = context.call(c"ACL", &[b"GETUSER", name.bytes()], Replication::Local);
         let patterns = reply.as_element().named(b"keys").and_then(|k| k.bytes()).unwrap_or_default();
         let opens = |pattern: &str| {
@@ -105,6 +116,35 @@ impl Caller {
             return Ok(());
         }
         self.log_refusal(context, &ServerString::new(format!("{prefix}*").as_bytes()));
-        Err(Error::new(Code::NoPerm, format!("no permission to read and write all keys '{prefix}*'")))
+        Err(no_permission_on_all(prefix))
+    }
+}
+
+fn no_permission_on_all(prefix: &str) -> Error {
+    Error::new(Code::NoPerm, format!("no permission to read and write all keys '{prefix}*'"))
+}
+
+/// The name of the user behind the running command. `None`: another module calls without one.
+///
+/// Asking for the current user where there is none crashes the server, so the connection is asked first. Scripts have
+/// none of their own; there the server itself says whether a user is attached, by refusing to act as one.
+fn user_name(context: Context<'_>) -> Option<ServerString> {
+    // SAFETY: the context is a running command's.
+    let by_id = unsafe {
+        let id = api!(RedisModule_GetClientId(context.as_ptr()));
+        api!(RedisModule_GetClientUserNameById(context.as_ptr(), id))
+    };
+    let name = match NonNull::new(by_id) {
+        Some(name) => name,
+        None if !context.acts_for_a_user() => return None,
+        // SAFETY: a user is attached to the context.
+        None => NonNull::new(unsafe { api!(RedisModule_GetCurrentUserName(context.as_ptr())) })?,
+    };
+    // SAFETY: the string is ours: one reference goes to `ServerString`, the one that came with it is given back to the
+    // context that may have noted it.
+    unsafe {
+        let held = ServerString::retained(name.as_ptr());
+        api!(RedisModule_FreeString(context.as_ptr(), name.as_ptr()));
+        Some(held)
     }
 }

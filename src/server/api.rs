@@ -162,6 +162,14 @@ impl<'a> Context<'a> {
         unsafe { api!(RedisModule_ReplicateVerbatim(self.as_ptr())) };
     }
 
+    /// Is a user attached to the running command? The server refuses to run a command as a user that is not there.
+    pub(crate) fn acts_for_a_user(self) -> bool {
+        // SAFETY: `C` checks the user, `E` gives errors as replies.
+        let reply = CallReply(unsafe { api!(RedisModule_Call(self.as_ptr(), c"PING".as_ptr(), c"CE".as_ptr())) });
+        let refused = reply.as_element().bytes().is_some_and(|b| b.starts_with(b"ERR"));
+        !refused
+    }
+
     /// Runs a native command. Not replicated unless asked for.
     pub(crate) fn call(self, command: &CStr, arguments: &[&[u8]], replication: Replication) -> CallReply {
         let strings: Vec<ServerString> = arguments.iter().map(|a| ServerString::new(a)).collect();
@@ -406,7 +414,7 @@ impl<'a> Key<'a> {
         unsafe { api!(RedisModule_UnlinkKey(self.raw)) };
     }
 
-    /// Some fields of a hash, in one call each four.
+    /// Some fields of a hash.
     pub(crate) fn hash_get_many<const N: usize>(&self, fields: [&ServerString; N]) -> [Option<ServerString>; N] {
         let mut values = [ptr::null_mut(); N];
         self.hash_get_into(&fields, &mut values);
@@ -567,6 +575,33 @@ impl<'a> Key<'a> {
         u64::try_from(removed).unwrap_or(0)
     }
 
+    /// The id of the first entry after an id; with [`End::Newest`], of the newest entry of all. Copies no entry.
+    pub(crate) fn stream_id(&self, which: End) -> Option<StreamId> {
+        if self.key_type() != KeyType::Stream {
+            return None;
+        }
+        let (flags, mut start) = match which {
+            End::Newest => (raw::REDISMODULE_STREAM_ITERATOR_REVERSE as c_int, None),
+            End::After(StreamId { ms: u64::MAX, seq: u64::MAX }) => return None,
+            End::After(id) => (
+                raw::REDISMODULE_STREAM_ITERATOR_EXCLUSIVE as c_int,
+                Some(raw::RedisModuleStreamID { ms: id.ms, seq: id.seq }),
+            ),
+        };
+        let start = start.as_mut().map_or(ptr::null_mut(), ptr::from_mut);
+        let ok = raw::REDISMODULE_OK as c_int;
+        let mut id = raw::RedisModuleStreamID { ms: 0, seq: 0 };
+        // SAFETY: the handle is open on a stream and has no iterator; it is stopped once started.
+        unsafe {
+            if api!(RedisModule_StreamIteratorStart(self.raw, flags, start, ptr::null_mut())) != ok {
+                return None;
+            }
+            let found = api!(RedisModule_StreamIteratorNextID(self.raw, &mut id, ptr::null_mut())) == ok;
+            api!(RedisModule_StreamIteratorStop(self.raw));
+            found.then_some(StreamId { ms: id.ms, seq: id.seq })
+        }
+    }
+
     /// Entries after `after`, oldest first, until `see` answers false.
     pub(crate) fn stream_read(&self, after: StreamId, mut see: impl FnMut(RawEntry) -> bool) {
         if self.key_type() != KeyType::Stream || after == (StreamId { ms: u64::MAX, seq: u64::MAX }) {
@@ -614,6 +649,15 @@ impl<'a> Key<'a> {
         // SAFETY: the iterator was started above.
         unsafe { api!(RedisModule_StreamIteratorStop(self.raw)) };
     }
+}
+
+/// Which entry of a stream is asked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The newest.
+    Newest,
+    /// The first after an id.
+    After(StreamId),
 }
 
 /// How exactly a stream is trimmed.

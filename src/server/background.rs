@@ -96,6 +96,10 @@ unsafe extern "C" fn on_tick(ctx: *mut raw::RedisModuleCtx, _data: *mut c_void) 
         if context.flags().is_replica() || context.flags().is_loading() {
             // The sweep finds out when this changes.
             replay::abort_all(context);
+            let deadline = Deadline::after(Duration::from_micros(config::SLICE_US.get_u64()));
+            if !context.flags().is_loading() && sweep(context, deadline) == Left::Work {
+                wake(context);
+            }
             return;
         }
         if !may_write(context) {
@@ -129,6 +133,10 @@ fn slice(context: Context<'_>) -> Left {
             left = Left::Work;
         }
     }
+    // What the sweep found is work for the next slice.
+    if STATE.borrow(context).logs().iter().any(|log| log.has_work()) {
+        left = Left::Work;
+    }
     left
 }
 
@@ -136,17 +144,14 @@ fn slice(context: Context<'_>) -> Left {
 fn sweep(context: Context<'_>, deadline: Deadline) -> Left {
     let logs = STATE.borrow(context).logs();
     for log in logs.iter().filter(|log| log.sweep_is_due.get()) {
+        log.sweep_is_due.set(false);
+        consumer::sweep(context, log);
+        // One at least: consumers may have used up the time, now and for long.
         if deadline.is_over() {
             return Left::Work;
         }
-        log.sweep_is_due.set(false);
-        consumer::sweep(context, log);
     }
-    // What it found is work for the next slice.
-    match logs.iter().any(|log| log.has_work()) {
-        true => Left::Work,
-        false => Left::Nothing,
-    }
+    Left::Nothing
 }
 
 unsafe extern "C" fn on_sweep(ctx: *mut raw::RedisModuleCtx, _data: *mut c_void) {
@@ -155,10 +160,8 @@ unsafe extern "C" fn on_sweep(ctx: *mut raw::RedisModuleCtx, _data: *mut c_void)
     context.select_store_db();
     start_sweeping(context);
     guarded(context, || {
-        if may_write(context) {
-            STATE.borrow(context).logs().iter().for_each(|log| log.sweep_is_due.set(true));
-            wake(context);
-        }
+        STATE.borrow(context).logs().iter().for_each(|log| log.sweep_is_due.set(true));
+        wake(context);
     });
 }
 

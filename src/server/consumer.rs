@@ -3,13 +3,13 @@
 //! Entries flow stream -> decoding thread -> rows, in order. A slice applies what is decoded, moves the cursor, writes
 //! dead letters and trims; all of it is one replicated unit.
 
-use crate::server::api::{Context, Key, KeyType, LogLevel, Mode, Precision, ServerString};
+use crate::server::api::{Context, End, Key, KeyType, LogLevel, Mode, Precision, ServerString};
 use crate::server::background::{self, Deadline, Left};
 use crate::server::config;
 use crate::server::decoder::{self, decode, Against, Decoded, Outcome};
 use crate::server::effects::{append_dead_letter, Effects};
 use crate::server::events::quietly;
-use crate::server::logs::{add, Log};
+use crate::server::logs::{add, Log, Shape};
 use crate::server::publish::{self, flush_cursor, Logging, Publication};
 use crate::server::state::{words, PreparedView, Words, STATE};
 use crate::server::streams;
@@ -90,7 +90,6 @@ impl<'a> Unit<'a> {
         if self.has_tombstones {
             let state = STATE.borrow(self.context);
             if state.registry.view(view.name.as_bytes())?.is_buried(view.version, &entry.entity_id, id) {
-                add(&self.log.counters.buried, 1);
                 return Ok(());
             }
         }
@@ -145,21 +144,21 @@ impl<'a> Unit<'a> {
         }
         effect.dead_letters =
             self.letters.iter().map(|letter| DeadLetter { id: letter.id, fields: letter.fields().collect() }).collect();
-        effect.trimmed_to = self.trim();
+        effect.trimmed_to = trim(context, log);
         flush_cursor(context, log, effect, &mut self.effects);
         self.effects.replicate(context);
     }
+}
 
-    fn trim(&self) -> Option<u64> {
-        let log = self.log;
-        let target = trim_target(log.maxlen.get(), log.pending.get(), config::LOG_HARD_CAP.get_u64());
-        if Key::open(self.context, &log.stream_key, Mode::Read).length() <= target {
-            return None;
-        }
-        // Opened for writing only when something goes: closing tells watchers.
-        let key = Key::open(self.context, &log.stream_key, Mode::Write);
-        quietly(|| streams::trim(self.context, &key, &log.stream_key, target, Precision::Approximate))
+/// Trims a log to what it may keep; answers the exact length if entries went.
+fn trim(context: Context<'_>, log: &Log) -> Option<u64> {
+    let target = trim_target(log.maxlen.get(), log.pending.get(), config::LOG_HARD_CAP.get_u64());
+    if Key::open(context, &log.stream_key, Mode::Read).length() <= target {
+        return None;
     }
+    // Opened for writing only when something goes: closing tells watchers.
+    let key = Key::open(context, &log.stream_key, Mode::Write);
+    quietly(|| streams::trim(context, &key, &log.stream_key, target, Precision::Approximate))
 }
 
 /// The versions that a log's entries are for.
@@ -355,28 +354,62 @@ pub(crate) fn flush(context: Context<'_>, log: &Log) {
 
 /// Looks whether the stream is where we left it. Entries, groups and whole streams can come without an event.
 pub(crate) fn sweep(context: Context<'_>, log: &Log) {
-    if !log.consumes.get() {
+    prune_tombstones(context, log);
+    if !log.consumes.get() || !background::may_write(context) {
         return;
     }
-    match log.position.get() {
-        None => log.needs_look.set(true),
-        Some(position) => match streams::facts(context, &log.stream_key) {
-            None => log.forget_position(),
-            Some(facts) => {
-                let group = streams::group_cursor(context, &log.stream_key);
-                if group.map(|g| g.id) != log.flushed.get().map(|f| f.id) || !position.fits(&facts) {
-                    log.forget_position();
-                } else {
-                    log.pending.set(position.lag_entries(&facts).max(log.pending.get()));
-                    // What was read ahead is not lost, even if it is gone from the stream.
-                    if position.is_at_end(&facts) && log.in_flight.borrow().is_empty() {
-                        settle(context, log);
-                    }
-                }
-            }
-        },
+    let Some(mut position) = log.position.get() else {
+        log.needs_look.set(true);
+        return;
+    };
+    // Asking for the facts copies the first and the last entry: only where something moved.
+    let shape = shape(context, log);
+    let group = streams::group_cursor(context, &log.stream_key);
+    if group.map(|g| g.id) != log.flushed.get().map(|f| f.id) {
+        log.forget_position();
+        return;
     }
-    if let Some(position) = log.position.get() {
+    if log.swept.replace(Some((shape, position.id))) == Some((shape, position.id)) {
+        return;
+    }
+    let Some(facts) = streams::facts(context, &log.stream_key).filter(|facts| position.fits(facts)) else {
+        log.forget_position();
+        return;
+    };
+    log.pending.set(position.lag_entries(&facts).max(log.pending.get()));
+    // What was read ahead is not lost, even if it is gone from the stream.
+    if !log.in_flight.borrow().is_empty() {
+        return;
+    }
+    if position.is_at_end(&facts) {
+        settle(context, log);
+        return;
+    }
+    // A stopped consumer's log keeps to the hard cap, and what goes is counted as it goes.
+    count_lost(context, log, position.notice_removed(&facts));
+    log.position.set(Some(position));
+    log.pending.set(position.lag_entries(&facts));
+    let trimmed_to = trim(context, log);
+    let mut effects = Effects::default();
+    flush_cursor(context, log, LogEffect { trimmed_to, ..LogEffect::default() }, &mut effects);
+    effects.replicate(context);
+}
+
+/// What tells cheaply that a stream changed: its length, its first and its newest entry.
+fn shape(context: Context<'_>, log: &Log) -> Shape {
+    let key = Key::open(context, &log.stream_key, Mode::Read);
+    (key.length(), key.stream_id(End::After(StreamId::ZERO)), key.stream_id(End::Newest))
+}
+
+/// Forgets deletions that no entry can undo any more, because all entries that are left are newer. Every copy does so
+/// by itself, also for views that nobody consumes.
+fn prune_tombstones(context: Context<'_>, log: &Log) {
+    let has_tombstones = STATE.borrow(context).registry.view(log.view.as_bytes()).is_ok_and(|v| v.tombstones() > 0);
+    if has_tombstones {
+        let first = Key::open(context, &log.stream_key, Mode::Read).stream_id(End::After(StreamId::ZERO));
+        forget_tombstones(context, log, first.map_or(StreamId::MAX, StreamId::before));
+    }
+    if let (true, Some(position)) = (has_tombstones && log.consumes.get(), log.position.get()) {
         forget_tombstones(context, log, position.id);
     }
 }
@@ -436,8 +469,8 @@ pub(crate) fn lag(context: Context<'_>, log: &Log) -> Option<(u64, u64)> {
     if position.is_at_end(&facts) {
         return Some((0, 0));
     }
-    let next = read_batch(context, &log.stream_key, position.id, 1);
+    let next = Key::open(context, &log.stream_key, Mode::Read).stream_id(End::After(position.id));
     let now_ms = u64::try_from(context.now_ms()).unwrap_or(0);
-    let waited_ms = next.first().map_or(0, |entry| now_ms.saturating_sub(entry.id.ms));
+    let waited_ms = next.map_or(0, |id| now_ms.saturating_sub(id.ms));
     Some((position.lag_entries(&facts), waited_ms))
 }

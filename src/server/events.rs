@@ -77,7 +77,7 @@ fn log_changed(context: Context<'_>, view: &str, event: &CStr) {
         // EXPIRE, PERSIST and the like change no entries.
         _ => {}
     }
-    if log.has_work() {
+    if log.has_work() && !context.flags().is_replica() {
         background::wake(context);
     }
 }
@@ -162,6 +162,7 @@ fn forget_positions(context: Context<'_>) {
 fn keyspace_replaced(context: Context<'_>) {
     forget_positions(context);
     let mut state = STATE.borrow_mut(context);
+    state.background.drop_progress = Default::default();
     for (_, view) in state.registry.views_mut() {
         view.cursor = None;
         view.forget_all_tombstones();

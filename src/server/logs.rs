@@ -4,8 +4,12 @@ use crate::server::api::ServerString;
 use crate::server::decoder::Job;
 use feature_store_core::cursor::Cursor;
 use feature_store_core::registry::View;
+use feature_store_core::stream_id::StreamId;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+
+/// What tells cheaply that a stream changed: its length, its first and its newest entry.
+pub(crate) type Shape = (u64, Option<StreamId>, Option<StreamId>);
 
 /// A log: its keys, where its consumer stands, and its figures. Only the main thread touches it.
 pub(crate) struct Log {
@@ -25,6 +29,8 @@ pub(crate) struct Log {
     pub(crate) stopped: Cell<bool>,
     /// The stream is to be looked at: where the consumer stands is not known, or may not be so any more.
     pub(crate) needs_look: Cell<bool>,
+    /// What the stream was like, and where the consumer stood, at the last periodic look.
+    pub(crate) swept: Cell<Option<(Shape, StreamId)>>,
     /// The periodic look at the stream is due.
     pub(crate) sweep_is_due: Cell<bool>,
     /// There was no stream, and entries came since: all of it is ours to read, whatever is removed before the next look.
@@ -39,7 +45,7 @@ pub(crate) struct Log {
     pub(crate) pending: Cell<u64>,
     /// Batches read from the stream, in order: with the decoder, or back and decoded.
     pub(crate) in_flight: RefCell<VecDeque<Job>>,
-    /// The first batch that is not back yet has this number; a stale batch that returns is dropped.
+    /// Moves on when what was read ahead is dropped: batches of an earlier epoch that come back are no longer waited for.
     pub(crate) epoch: Cell<u64>,
     /// Figures since the start.
     pub(crate) counters: LogCounters,
@@ -56,7 +62,6 @@ pub(crate) struct LogCounters {
     pub(crate) dead_letters: Cell<u64>,
     pub(crate) lost: Cell<u64>,
     pub(crate) invalid_values: Cell<u64>,
-    pub(crate) buried: Cell<u64>,
 }
 
 /// Adds to a figure.
@@ -75,6 +80,7 @@ impl Log {
             consumes: Cell::new(false),
             stopped: Cell::new(false),
             needs_look: Cell::new(true),
+            swept: Cell::new(None),
             sweep_is_due: Cell::new(false),
             begins_empty: Cell::new(false),
             begins_anew: Cell::new(false),
@@ -114,6 +120,8 @@ impl Log {
     pub(crate) fn forget_position(&self) {
         self.position.set(None);
         self.pending.set(0);
+        self.begins_empty.set(false);
+        self.swept.set(None);
         self.needs_look.set(true);
         self.discard_in_flight();
     }

@@ -20,7 +20,7 @@ impl State {
     pub(crate) fn replace_registry(&mut self, registry: Registry) {
         self.registry = registry;
         self.background.drop_progress = Default::default();
-        self.prepare();
+        self.prepare_all();
     }
 }
 

@@ -111,8 +111,7 @@ pub(crate) fn apply(
         }
         let entry = PublishEntry { entity_id, view_name: &log.view_name, effect: &effect, event_id, id: None };
         let appended = quietly(|| append_publish(context, &stream, &log.stream_key, &entry));
-        let appended =
-            appended.ok_or_else(|| Error::syntax(format!("the log of view '{}' takes no more entries", view.name)))?;
+        let appended = appended.ok_or_else(|| full_log(log))?;
         let trimmed_to = after_append(context, log, &stream, appended);
         effect.log = Some(Append { id: appended, event_id, trimmed_to });
         id = Some(appended);

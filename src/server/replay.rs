@@ -6,7 +6,6 @@ use crate::server::blocked::BlockedCaller;
 use crate::server::consumer::{against, read_batch};
 use crate::server::decoder::{decode_for_replay, Outcome};
 use crate::server::effects::Effects;
-use crate::server::logs::add;
 use crate::server::publish::{apply, Logging, Publication};
 use crate::server::state::{words, STATE};
 use feature_store_core::keys::row_key;
@@ -118,7 +117,7 @@ fn step(context: Context<'_>, replay: &mut Replay, deadline: Deadline) -> Result
                         Err(_) => replay.refused += 1,
                     }
                 }
-                Ok(_) => add(&prepared.log.counters.buried, 1),
+                Ok(_) => {}
                 Err(_) => replay.refused += 1,
             }
             replay.position = id;

@@ -98,7 +98,7 @@ impl Context<'_> {
         unsafe { api!(RedisModule_ReplyWithMap(self.as_ptr(), length as c_long)) };
     }
 
-    /// A typed value; `protocol` is asked for once a command. `field` is the stored form where the value came from one.
+    /// A typed value; `protocol` is asked for once a command.
     pub(crate) fn reply_value(self, protocol: Protocol, value: Option<&Value<'_>>) {
         match value {
             None => self.reply_nil(),

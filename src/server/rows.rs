@@ -35,6 +35,9 @@ struct Span {
     end: usize,
 }
 
+/// A feature that was not asked for.
+const NOT_ASKED: usize = usize::MAX;
+
 const ABSENT: Span = Span { start: 1, end: 0 };
 
 /// Rows as they were read: the fields that a reader asked for, copied out. One row needs no allocation.
@@ -43,6 +46,8 @@ pub(crate) struct Rows<'v> {
     /// What was asked for.
     features: &'v [usize],
     needs_times: bool,
+    /// For a pass over a row, by feature index: its first place in what was asked for. Empty when rows are looked up.
+    places: SmallVec<[usize; 32]>,
     bytes: SmallVec<[u8; 512]>,
     /// Row by row, as many as features.
     fields: SmallVec<[Span; 32]>,
@@ -57,7 +62,21 @@ struct RowFacts {
 impl<'v> Rows<'v> {
     pub(crate) fn new(prepared: &'v PreparedView, features: &'v [usize], times: Times) -> Self {
         let needs_times = times == Times::Always || features.iter().any(|f| prepared.view.age_ms_max(*f).is_some());
-        Rows { prepared, features, needs_times, bytes: SmallVec::new(), fields: SmallVec::new(), rows: SmallVec::new() }
+        let look_ups = features.len() + if needs_times { 2 } else { 0 };
+        let mut places = SmallVec::new();
+        if look_ups >= SCAN_FROM_LOOK_UPS {
+            places.resize(prepared.view.features().len(), NOT_ASKED);
+            features.iter().enumerate().rev().for_each(|(place, feature)| places[*feature] = place);
+        }
+        Rows {
+            prepared,
+            features,
+            needs_times,
+            places,
+            bytes: SmallVec::new(),
+            fields: SmallVec::new(),
+            rows: SmallVec::new(),
+        }
     }
 
     /// Reads one more row. A missing row is a row without values.
@@ -66,7 +85,7 @@ impl<'v> Rows<'v> {
         let first = self.fields.len();
         self.fields.resize(first + self.features.len(), ABSENT);
         let (exists, times) = match key.key_type() {
-            KeyType::Hash if self.look_ups() >= SCAN_FROM_LOOK_UPS => (true, self.scan(&key, first)),
+            KeyType::Hash if !self.places.is_empty() => (true, self.scan(&key, first)),
             KeyType::Hash => (true, self.look_up(&key, words, first)),
             KeyType::Empty => (false, RowTimes::default()),
             KeyType::Stream | KeyType::Other => return Err(wrong_type(name)),
@@ -75,12 +94,8 @@ impl<'v> Rows<'v> {
         Ok(())
     }
 
-    fn look_ups(&self) -> usize {
-        self.features.len() + if self.needs_times { 2 } else { 0 }
-    }
-
     fn scan(&mut self, key: &Key<'_>, first: usize) -> RowTimes {
-        let Rows { prepared, features, needs_times, bytes, fields, .. } = self;
+        let Rows { prepared, features, needs_times, places, bytes, fields, .. } = self;
         let (mut updated_at, mut row_times) = (None, None);
         let mut expected = 0;
         key.hash_scan(|field, value| {
@@ -93,21 +108,17 @@ impl<'v> Rows<'v> {
                 }
                 return;
             }
-            let next = features.get(expected).copied();
-            let Some(feature) = prepared.view.position(field, next.unwrap_or(usize::MAX)) else { return };
-            let place = match next {
-                Some(next) if next == feature => Some(expected),
-                _ => features.iter().position(|f| *f == feature),
-            };
-            if let Some(place) = place {
-                let span = keep(bytes, value);
-                // A feature may be asked for more than once.
-                for (slot, _) in fields[first..].iter_mut().zip(*features).skip(place).filter(|(_, f)| **f == feature) {
-                    *slot = span;
-                }
+            let hint = features.get(expected).copied().unwrap_or(usize::MAX);
+            let Some(place) = prepared.view.position(field, hint).map(|feature| places[feature]) else { return };
+            if place != NOT_ASKED {
+                fields[first + place] = keep(bytes, value);
                 expected = place + 1;
             }
         });
+        // A feature that was asked for again stands where it stood first.
+        for (place, feature) in features.iter().enumerate().filter(|(place, feature)| places[**feature] != *place) {
+            fields[first + place] = fields[first + places[*feature]];
+        }
         self.read_times(updated_at, row_times)
     }
 

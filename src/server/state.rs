@@ -11,7 +11,6 @@ use feature_store_core::{Code, Error, Result};
 use lazy_static::lazy_static;
 use rustc_hash::FxHashMap;
 use std::cell::{Ref, RefCell, RefMut};
-use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -120,36 +119,40 @@ pub(crate) fn words(context: Context<'_>) -> Rc<Words> {
 }
 
 impl State {
-    /// Prepares the hot path anew after the registry changed. Logs keep what they know.
-    pub(crate) fn prepare(&mut self) {
-        let mut logs: HashMap<String, Rc<Log>> =
-            self.prepared.drain().map(|(name, prepared)| (name, prepared.log)).collect();
-        for (name, view) in self.registry.views() {
-            let known = logs.remove(name);
-            let is_new = known.is_none();
-            let log = known.unwrap_or_else(|| {
-                Rc::new(Log::new(
-                    name,
-                    ServerString::new(stream_key(name).as_bytes()),
-                    ServerString::new(dead_letter_key(name).as_bytes()),
-                ))
-            });
-            log.redefine(view, is_new);
-            let versions = view
-                .versions
-                .iter()
-                .map(|(version, view)| {
-                    let prepared = PreparedView {
-                        view: Arc::clone(view),
-                        row_prefix: row_prefix(name, *version),
-                        names: view.features().iter().map(|f| ServerString::new(f.name.as_bytes())).collect(),
-                        log: Rc::clone(&log),
-                    };
-                    (*version, Rc::new(prepared))
-                })
-                .collect();
-            self.prepared.insert(name.clone(), Prepared { versions, log });
-        }
+    /// Prepares all views anew. Logs keep what they know.
+    pub(crate) fn prepare_all(&mut self) {
+        let names: Vec<String> = self.registry.views().map(|(name, _)| name.clone()).collect();
+        self.prepared.retain(|name, _| self.registry.view(name.as_bytes()).is_ok());
+        names.iter().for_each(|name| self.prepare(name));
+    }
+
+    /// Prepares a view for the hot path after the registry changed. Its log keeps what it knows.
+    pub(crate) fn prepare(&mut self, name: &str) {
+        let Ok(view) = self.registry.view(name.as_bytes()) else {
+            self.prepared.remove(name);
+            return;
+        };
+        let known = self.prepared.remove(name).map(|prepared| prepared.log);
+        let is_new = known.is_none();
+        let log = known.unwrap_or_else(|| {
+            let (stream, dead_letters) = (stream_key(name), dead_letter_key(name));
+            Rc::new(Log::new(name, ServerString::new(stream.as_bytes()), ServerString::new(dead_letters.as_bytes())))
+        });
+        log.redefine(view, is_new);
+        let versions = view
+            .versions
+            .iter()
+            .map(|(version, view)| {
+                let prepared = PreparedView {
+                    view: Arc::clone(view),
+                    row_prefix: row_prefix(name, *version),
+                    names: view.features().iter().map(|f| ServerString::new(f.name.as_bytes())).collect(),
+                    log: Rc::clone(&log),
+                };
+                (*version, Rc::new(prepared))
+            })
+            .collect();
+        self.prepared.insert(name.to_owned(), Prepared { versions, log });
     }
 
     /// The view that a row's key names.
