@@ -130,18 +130,14 @@ def packed(words: list[bytes]) -> bytes:
 
 
 def furnish(wire: Wire) -> None:
-    """Two versions of a view with two rows, a log, a dead letter; the same each time."""
+    """Two versions of a view with three rows and a log; the same each time."""
     for view in wire.call("FS.VIEWS"):
         assert wire.call("FS.DROP", view[0]) == b"OK"
     await_until(lambda: wire_map(wire.call("FS.INFO"))[b"dropping"] == 0, what="the end of FS.DROP DATA")
     wire.call("FLUSHALL")
     for version in (1, 2):
-        assert (
-            wire.call(
-                "FS.REGISTER", "profile", "VERSION", version, "ENTITY", "user", "SCHEMA", *SCHEMA.split()
-            )
-            == b"OK"
-        )
+        words = f"FS.REGISTER profile VERSION {version} ENTITY user SCHEMA {SCHEMA}".split()
+        assert wire.call(*words) == b"OK"
     for row in (ROW, OTHER_ROW, OLD_ROW):
         logged = wire.call("FS.PUBLISH", row, "AT", TIME_MS - 1000, "age", 7, "name", "x", "emb", "0.5,1")
         assert not isinstance(logged, Refusal), logged
@@ -256,42 +252,24 @@ def test_deep_nesting_and_huge_numbers_in_json_are_answered(wire, name):
         "1 2",
     ]
     calls = {}
-    for i, value in enumerate(values):
-        shown = f"{name} = {value[:20]}"
-        object_ = f'{{"{name}":{value}}}'.encode()
-        calls |= {
-            f"FS.PUBLISH {i} {shown}": [b"FS.PUBLISH", ROW.encode(), b"JSON", object_],
-            f"FS.PUBLISH of words {i} {shown}": [b"FS.PUBLISH", ROW.encode(), name.encode(), value.encode()],
-            f"FS.MPUBLISH {i} {shown}": [
-                b"FS.MPUBLISH",
-                OTHER_ROW.encode(),
-                b'{"age":1}',
-                ROW.encode(),
-                object_,
-            ],
-            f"FS.REGISTER {i} {shown}": [
-                b"FS.REGISTER",
-                b"fresh",
-                b"JSON",
-                b'{"entity":"u","schema":{"a":{"type":"LIST","default":%s}}}' % value.encode(),
-            ],
-        }
+    for i, value in enumerate(value.encode() for value in values):
+        row, feature, object_ = ROW.encode(), name.encode(), b'{"%s":%s}' % (name.encode(), value)
+        document = b'{"entity":"u","schema":{"a":{"type":"LIST","default":%s}}}' % value
+        for call in (
+            [b"FS.PUBLISH", row, b"JSON", object_],
+            [b"FS.PUBLISH", row, feature, value],
+            [b"FS.MPUBLISH", OTHER_ROW.encode(), b'{"age":1}', row, object_],
+            [b"FS.REGISTER", b"fresh", b"JSON", document],
+        ):
+            calls[f"{call[0].decode()} of {len(call) - 1} words with value {i}, {value[:20]}"] = call
     check_odd_calls(wire, calls)
 
 
 def test_rows_and_log_entries_that_others_left_in_disorder_are_answered(wire):
     deep = b"[" * 200_000 + b"]" * 200_000
     furnish(wire)
-    for times in (
-        b"",
-        b"[]",
-        b"{",
-        b'{"age":"x"}',
-        b'{"age":1e999}',
-        b'{"age":' + deep + b"}",
-        b"\xff",
-        deep,
-    ):
+    object_of_deep = b'{"age":' + deep + b"}"
+    for times in (b"", b"[]", b"{", b'{"age":"x"}', b'{"age":1e999}', object_of_deep, b"\xff", deep):
         for updated_at in (b"", b"nan", b"-5", b"1e99", b"1700000000000", b"\0", b"9" * 400, b"1700000000"):
             wire.call("DEL", ROW)
             wire.call(
@@ -301,12 +279,10 @@ def test_rows_and_log_entries_that_others_left_in_disorder_are_answered(wire):
                 if line.startswith(("FS.GET", "FS.MGET", "FS.TENSOR", "FS.EXPLAIN", "FS.PUBLISH")):
                     reply = wire.call(*line.split(" "))
                     assert not refused_properly(reply), (line, times[:20], updated_at[:20], reply)
-    added = 0
     for field in (b"entity_id", b"features", b"timestamp", b"feature_view", b"event_id", b"applied", b"\0"):
-        for odd in (*ODD_VALUES.values(), b'{"age":' + deep + b"}"):
+        for odd in (*ODD_VALUES.values(), object_of_deep):
             entry = {b"entity_id": b"u1", b"features": b'{"age":1}', field: odd}
             wire.call("XADD", "fs:stream:profile", "*", *(word for pair in entry.items() for word in pair))
-            added += 1
     await_until(
         lambda: wire_map(wire.call("FS.INFO", "profile"))[b"lag_entries"] == 0, what="the log to be consumed"
     )

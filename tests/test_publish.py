@@ -315,13 +315,7 @@ def test_event_time_wins_for_each_feature_and_for_removals(client, seed):
 def test_any_order_of_updates_ends_in_the_same_row(client):
     register(client, "a INT b INT c STRING")
     start = now_ms(client) - MINUTE_MS
-    updates = [
-        {"a": 1, "b": 1, "c": "x"},
-        {"b": 2},
-        {"a": None},
-        {"c": "y", "b": None},
-        {"a": 5},
-    ]
+    updates = [{"a": 1, "b": 1, "c": "x"}, {"b": 2}, {"a": None}, {"c": "y", "b": None}, {"a": 5}]
     rows = set()
     for i, order in enumerate(itertools.permutations(range(len(updates)))):
         key = f"fs:v1:profile:order{i}"

@@ -12,7 +12,7 @@ use feature_store_core::{Error, Result};
 
 /// Most numbers and texts that one reply holds. Features may be named again and again, a VECTOR is many numbers, and the
 /// reply grows with rows times features: without a limit a short request could fill the memory.
-const VALUES_MAX: usize = 16 << 20;
+const VALUES_MAX: usize = 4 << 20;
 
 /// Reads several rows.
 pub(super) struct Mget;

@@ -386,10 +386,15 @@ pub(crate) fn sweep(context: Context<'_>, log: &Log) {
         return;
     }
     // A stopped consumer's log keeps to the hard cap, and what goes is counted as it goes.
-    count_lost(context, log, position.notice_removed(&facts));
-    log.position.set(Some(position));
-    log.pending.set(position.lag_entries(&facts));
     let trimmed_to = trim(context, log);
+    if trimmed_to.is_none() {
+        return;
+    }
+    if let Some(facts) = streams::facts(context, &log.stream_key) {
+        count_lost(context, log, position.notice_removed(&facts));
+        log.position.set(Some(position));
+        log.pending.set(position.lag_entries(&facts));
+    }
     let mut effects = Effects::default();
     flush_cursor(context, log, LogEffect { trimmed_to, ..LogEffect::default() }, &mut effects);
     effects.replicate(context);
