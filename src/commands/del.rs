@@ -1,10 +1,11 @@
 //! FS.DEL.
 
 use super::{FIRST, KEYS};
-use crate::server::api::{Context, End, Key, KeyType, Mode};
+use crate::server::api::Context;
 use crate::server::command::{Call, Command, KeyAccess, Keys, Spec};
 use crate::server::effects::{execute_delete, Effects};
 use crate::server::events::quietly;
+use crate::server::key::{End, Key, KeyType, Mode};
 use crate::server::logs::Log;
 use crate::server::rows::check_row;
 use crate::server::state::STATE;

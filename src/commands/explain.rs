@@ -1,8 +1,9 @@
 //! FS.EXPLAIN.
 
 use super::{FIRST, KEY};
-use crate::server::api::{Context, Key, Mode};
+use crate::server::api::Context;
 use crate::server::command::{Call, Command, KeyAccess, Keys, Spec};
+use crate::server::key::{Key, Mode};
 use crate::server::reply::Protocol;
 use crate::server::rows::{Rows, Times};
 use crate::server::state::{words, PreparedView};

@@ -2,10 +2,11 @@
 
 use super::FIRST;
 use crate::server::acl::{Access, Caller};
-use crate::server::api::{Context, Key, Mode};
+use crate::server::api::Context;
 use crate::server::background::may_write;
 use crate::server::command::{Argument, Call, Command, Keys, Spec};
 use crate::server::info::figures;
+use crate::server::key::{Key, Mode};
 use crate::server::logs::Log;
 use crate::server::state::STATE;
 use crate::server::{consumer, streams};

@@ -2,11 +2,11 @@
 
 use super::{FIRST, VIEW};
 use crate::server::acl::{Access, Caller};
-use crate::server::api::{Key, Mode, Precision};
 use crate::server::command::{Argument, Call, Command, Keys, Spec};
 use crate::server::consumer;
 use crate::server::effects::Effects;
 use crate::server::events::quietly;
+use crate::server::key::{Key, Mode, Precision};
 use crate::server::publish::check_log;
 use crate::server::state::STATE;
 use crate::server::streams;

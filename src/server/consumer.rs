@@ -3,12 +3,13 @@
 //! Entries flow stream -> decoding thread -> rows, in order. A slice applies what is decoded, moves the cursor, writes
 //! dead letters and trims; all of it is one replicated unit.
 
-use crate::server::api::{Context, End, Key, KeyType, LogLevel, Mode, Precision, ServerString};
+use crate::server::api::{Context, LogLevel, ServerString};
 use crate::server::background::{self, Deadline, Left};
 use crate::server::config;
 use crate::server::decoder::{self, decode, Against, Decoded, Outcome};
 use crate::server::effects::{append_dead_letter, Effects};
 use crate::server::events::quietly;
+use crate::server::key::{End, Key, KeyType, Mode, Precision};
 use crate::server::logs::{add, Log, Shape};
 use crate::server::publish::{self, flush_cursor, Logging, Publication};
 use crate::server::state::{words, PreparedView, Words, STATE};

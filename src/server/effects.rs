@@ -3,8 +3,9 @@
 //! All writes of a command or of a slice of background work travel as one `FS.EFFECT key effect [key effect ...]`, so
 //! rows, logs and cursors move together on every copy.
 
-use crate::server::api::{Context, Key, KeyType, Mode, Precision, ServerString};
+use crate::server::api::{Context, ServerString};
 use crate::server::events::quietly;
+use crate::server::key::{Key, KeyType, Mode, Precision};
 use crate::server::rows;
 use crate::server::state::{words, STATE};
 use crate::server::streams;

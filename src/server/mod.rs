@@ -16,6 +16,7 @@ pub(crate) mod drops;
 pub(crate) mod effects;
 pub(crate) mod events;
 pub(crate) mod info;
+pub(crate) mod key;
 pub(crate) mod load;
 pub(crate) mod logs;
 pub(crate) mod persistence;

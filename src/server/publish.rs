@@ -1,10 +1,11 @@
 //! Applying an update on the primary: log, row and expiry in one unit.
 
-use crate::server::api::{Context, Key, KeyType, Mode, Precision, ServerString};
+use crate::server::api::{Context, ServerString};
 use crate::server::background;
 use crate::server::config;
 use crate::server::effects::{append_publish, Effects, PublishEntry};
 use crate::server::events::quietly;
+use crate::server::key::{Key, KeyType, Mode, Precision};
 use crate::server::logs::{add, Log};
 use crate::server::rows::{self, RowToChange};
 use crate::server::state::{PreparedView, Words, STATE};

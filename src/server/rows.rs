@@ -1,6 +1,7 @@
 //! Rows: reading them for serving, and changing them for an update.
 
-use crate::server::api::{Context, Key, KeyType, Mode, ServerString};
+use crate::server::api::{Context, ServerString};
+use crate::server::key::{Key, KeyType, Mode};
 use crate::server::state::{PreparedView, Words};
 use feature_store_core::codec::{Expiry, RowChange};
 use feature_store_core::error::shown;

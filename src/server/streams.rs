@@ -1,6 +1,7 @@
 //! Streams as the product uses them: facts, the group `fs`, appending and trimming.
 
-use crate::server::api::{CallReply, Context, Key, KeyType, Precision, Replication, ServerString};
+use crate::server::api::{CallReply, Context, Replication, ServerString};
+use crate::server::key::{Key, KeyType, Precision};
 use feature_store_core::cursor::{Cursor, StreamFacts};
 use feature_store_core::keys::view_of_stream_key;
 use feature_store_core::stream_id::StreamId;
