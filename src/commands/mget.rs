@@ -2,9 +2,10 @@
 
 use super::get::{count_rows_served, reply_served};
 use super::{FEATURES, FIRST, KEYS};
+use crate::server::api::ServerString;
 use crate::server::command::{Call, Command, KeyAccess, Keys, Spec};
 use crate::server::rows::{Rows, Times};
-use crate::server::state::{words, PreparedView};
+use crate::server::state::words;
 use feature_store_core::definition::FeatureView;
 use feature_store_core::error::shown;
 use feature_store_core::keys::RowKey;
@@ -36,8 +37,15 @@ impl Command for Mget {
     fn run(call: &Call<'_>) -> Result<()> {
         let context = call.context;
         let (_, prepared) = call.row(2)?;
-        let features = prepared.view.served_positions(call.arguments().next("features")?)?;
-        let rows = read_rows(call, &prepared, &features)?;
+        let request = prepared.request(call.arguments().next("features")?)?;
+        let (view, features) = (&prepared.view, &request.features);
+        check_reply_size(view, features, call.arguments().len() - 1)?;
+        // All rows are read before anything is replied.
+        let mut rows = Rows::new(&prepared, features, Times::IfAged);
+        let words = words(context);
+        for place in 2..=call.arguments().len() {
+            rows.read(context, &words, row_of_same_view(call, place, view)?)?;
+        }
         let (protocol, now_ms) = (context.protocol(), context.now_ms());
         context.reply_array(rows.len());
         for row in 0..rows.len() {
@@ -52,27 +60,21 @@ impl Command for Mget {
     }
 }
 
-/// Reads the rows of `features key [key ...]`, shared with FS.TENSOR. All are read before anything is replied.
-pub(super) fn read_rows<'v>(call: &Call<'_>, prepared: &'v PreparedView, features: &'v [usize]) -> Result<Rows<'v>> {
-    let (view, words) = (&prepared.view, words(call.context));
-    check_reply_size(view, features, call.arguments().len() - 1)?;
-    let mut rows = Rows::new(prepared, features, Times::IfAged);
-    for place in 2..=call.arguments().len() {
-        let name = call.string(place);
-        if place > 2 {
-            let key = RowKey::parse(name.bytes())?;
-            if (key.view, key.version) != (view.name.as_str(), view.version) {
-                return Err(Error::syntax(format!(
-                    "key '{}' is not of version {} of view '{}' like the first",
-                    shown(name.bytes()),
-                    view.version,
-                    view.name
-                )));
-            }
+/// The key at a place of `features key [key ...]`, which must be of the same view and version as the first.
+pub(super) fn row_of_same_view<'a>(call: &Call<'a>, place: usize, view: &FeatureView) -> Result<&'a ServerString> {
+    let name = call.string(place);
+    if place > 2 {
+        let key = RowKey::parse(name.bytes())?;
+        if (key.view, key.version) != (view.name.as_str(), view.version) {
+            return Err(Error::syntax(format!(
+                "key '{}' is not of version {} of view '{}' like the first",
+                shown(name.bytes()),
+                view.version,
+                view.name
+            )));
         }
-        rows.read(call.context, &words, name)?;
     }
-    Ok(rows)
+    Ok(name)
 }
 
 /// Refuses a reply that would be out of all proportion, before anything is read.

@@ -1,10 +1,12 @@
 //! FS.TENSOR.
 
 use super::get::count_rows_served;
-use super::mget::read_rows;
+use super::mget::row_of_same_view;
 use super::{FEATURES, FIRST, KEYS};
 use crate::server::command::{Call, Command, KeyAccess, Keys, Spec};
 use crate::server::logs::add;
+use crate::server::rows::{Rows, Times};
+use crate::server::state::words;
 use feature_store_core::row::{write_columns, Status};
 use feature_store_core::{Error, Result};
 
@@ -36,22 +38,27 @@ impl Command for Tensor {
         let context = call.context;
         let (_, prepared) = call.row(2)?;
         let view = &prepared.view;
-        let features = view.served_positions(call.arguments().next("features")?)?;
+        let request = prepared.request(call.arguments().next("features")?)?;
         // Before any row is read: a feature without a number is an error up front.
-        let columns = view.tensor_columns(&features)?;
-        let width: usize = columns.iter().sum();
-        let bytes = width.saturating_mul(call.arguments().len() - 1).saturating_mul(4);
+        let columns = match &request.columns {
+            Some(columns) => columns,
+            None => return view.tensor_columns(&request.features).map(|_| ()),
+        };
+        let keys = call.arguments().len() - 1;
+        let bytes = columns.iter().sum::<usize>().saturating_mul(keys).saturating_mul(4);
         if bytes > TENSOR_BYTES_MAX {
             return Err(Error::syntax(format!(
                 "the tensor would have {bytes} bytes, allowed are {TENSOR_BYTES_MAX}: ask for fewer rows at a time"
             )));
         }
-        let rows = read_rows(call, &prepared, &features)?;
-        let now_ms = context.now_ms();
+        let (words, now_ms) = (words(context), context.now_ms());
         let mut tensor = Vec::with_capacity(bytes);
-        for row in 0..rows.len() {
-            for (place, (feature, width)) in features.iter().zip(&columns).enumerate() {
-                let served = rows.serve(row, place, now_ms);
+        let mut row = Rows::new(&prepared, &request.features, Times::IfAged);
+        for place in 2..2 + keys {
+            row.clear();
+            row.read(context, &words, row_of_same_view(call, place, view)?)?;
+            for (place, (feature, width)) in request.features.iter().zip(columns).enumerate() {
+                let served = row.serve(0, place, now_ms);
                 let has_number = write_columns(view, *feature, served.value.as_ref(), *width, &mut tensor);
                 if !has_number || served.status == Status::Invalid {
                     add(&prepared.log.counters.invalid_values, 1);
@@ -59,7 +66,7 @@ impl Command for Tensor {
             }
         }
         context.reply_bytes(&tensor);
-        count_rows_served(context, rows.len() as u64);
+        count_rows_served(context, keys as u64);
         Ok(())
     }
 }

@@ -6,7 +6,7 @@ use feature_store_core::stream_id::StreamId;
 use redis_module::raw;
 use std::ffi::{c_int, c_long, c_void};
 use std::marker::PhantomData;
-use std::ptr::{self, NonNull};
+use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 /// What a key may be opened for.

@@ -80,6 +80,13 @@ impl<'v> Rows<'v> {
         }
     }
 
+    /// Forgets the rows that were read.
+    pub(crate) fn clear(&mut self) {
+        self.bytes.clear();
+        self.fields.clear();
+        self.rows.clear();
+    }
+
     /// Reads one more row. A missing row is a row without values.
     pub(crate) fn read(&mut self, context: Context<'_>, words: &Words, name: &ServerString) -> Result<()> {
         let key = Key::open(context, name, Mode::Read);

@@ -82,6 +82,31 @@ pub(crate) struct PreparedView {
     pub(crate) names: Vec<ServerString>,
     /// The log that all versions share.
     pub(crate) log: Rc<Log>,
+    /// The last request for features by a list of names: a model asks for the same again and again.
+    last_request: RefCell<Option<Rc<Request>>>,
+}
+
+/// A list of features, resolved.
+pub(crate) struct Request {
+    names: Vec<u8>,
+    /// The features, by index.
+    pub(crate) features: Vec<usize>,
+    /// How many tensor columns each fills; `None` if one has no number.
+    pub(crate) columns: Option<Vec<usize>>,
+}
+
+impl PreparedView {
+    /// Resolves a list of features, comma-separated or `*`.
+    pub(crate) fn request(&self, names: &[u8]) -> Result<Rc<Request>> {
+        if let Some(last) = self.last_request.borrow().as_ref().filter(|last| last.names == names) {
+            return Ok(Rc::clone(last));
+        }
+        let features = self.view.served_positions(names)?;
+        let columns = self.view.tensor_columns(&features).ok();
+        let request = Rc::new(Request { names: names.to_vec(), features, columns });
+        *self.last_request.borrow_mut() = Some(Rc::clone(&request));
+        Ok(request)
+    }
 }
 
 /// Words that rows and log entries are made of.
@@ -148,6 +173,7 @@ impl State {
                     row_prefix: row_prefix(name, *version),
                     names: view.features().iter().map(|f| ServerString::new(f.name.as_bytes())).collect(),
                     log: Rc::clone(&log),
+                    last_request: RefCell::new(None),
                 };
                 (*version, Rc::new(prepared))
             })
