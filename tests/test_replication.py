@@ -381,6 +381,34 @@ def test_a_replica_that_restarts_from_its_own_files_is_the_same(fresh_server):
         assert_same(primary, replica)
 
 
+@pytest.mark.parametrize("rewritten", [False, True])
+def test_the_aof_of_a_replica_alone_brings_everything_back(fresh_server, rewritten):
+    primary = fresh_server(QUICK)
+    replica = primary.replica({"appendonly": "yes", "appendfsync": "always"})
+    client, other = primary.client(), replica.client()
+    register(client, "TTL", "700d", "MAXLEN", 500)
+    add_many(client, 1_000)
+    add(client, "u1", {"n": "no number"})
+    for i in range(300):
+        client.execute_command("FS.PUBLISH", f"fs:v1:profile:u{i % 70}", "n", i, "label", b"\xff\0")
+        if rewritten and i == 150:
+            await_until(
+                lambda: not other.info("persistence")["aof_rewrite_in_progress"], what="the first AOF"
+            )
+            other.bgrewriteaof()
+    client.execute_command("FS.DEL", "fs:v1:profile:u1")
+    client.execute_command("FS.ALTER", "profile", "ADD", "more", "INT")
+    await_drained(client)
+    primary.await_replicated(replica)
+    await_until(lambda: not other.info("persistence")["aof_rewrite_in_progress"], what="the AOF")
+    held = everything(client)
+    primary.kill()
+    replica.restart(kill=True, config={"replicaof": "no one"})
+    after = everything(replica.client())
+    for aspect, expected in held.items():
+        assert after[aspect] == expected, aspect
+
+
 @pytest.mark.parametrize("node_entries", [1, 100])
 @pytest.mark.parametrize("maxlen", [1, 10, 5_000])
 def test_a_promoted_replica_takes_published_entries_for_neither_new_nor_lost(

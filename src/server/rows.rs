@@ -14,7 +14,7 @@ use redis_module::raw;
 use smallvec::SmallVec;
 
 /// From this many look-ups on, one pass over the row beats looking each field up.
-const SCAN_FROM_LOOK_UPS: usize = 8;
+const SCAN_FROM_LOOK_UPS: usize = 7;
 
 /// Does the reader need event times although no TTL rules the features?
 #[derive(Clone, Copy, PartialEq, Eq)]
