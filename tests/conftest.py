@@ -3,6 +3,7 @@
 import subprocess
 
 import pytest
+from profile_view import register
 
 from server import Server, ServerFailed, required_file
 
@@ -96,3 +97,19 @@ def pytest_runtest_makereport(item, call):
             tail = server.log_tail(offset=offsets.get(id(server), 0))
             report.sections.append((f"log of the server on port {server.port}", tail))
     return report
+
+
+@pytest.fixture
+def store(fresh_server):
+    """A server with the view `profile`, that sweeps often; its figures begin at 0."""
+    server = fresh_server({"fs.sweep-interval": 20})
+    register(server.client(), "MAXLEN", 1_000_000)
+    return server
+
+
+@pytest.fixture
+def slow_store(fresh_server):
+    """The same with the shortest slices, so that a test can come between them."""
+    server = fresh_server({"fs.sweep-interval": 20, "fs.consumer-slice-us": 50})
+    register(server.client(), "MAXLEN", 1_000_000)
+    return server
