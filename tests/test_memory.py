@@ -6,7 +6,7 @@ import time
 
 import pytest
 import valkey
-from test_consumer import (
+from profile_view import (
     DEAD_LETTERS,
     EPOCH_S,
     LOG,

@@ -14,7 +14,7 @@ import time
 
 import pytest
 import valkey
-from test_consumer import (
+from profile_view import (
     EPOCH_S,
     LOG,
     add,
