@@ -52,7 +52,7 @@ impl Command for Del {
             check_row(context, name)?;
             rows.push((name, prepared));
         }
-        let mut effects = Effects::default();
+        let mut effects = Effects::new(context);
         let mut deleted = 0;
         // By view: up to which entry the backlog must not bring its rows back.
         let mut backlogs: HashMap<&str, Option<StreamId>> = HashMap::new();
@@ -66,7 +66,7 @@ impl Command for Del {
                 effects.push(name, &Effect::Delete(buried_to));
             }
         }
-        effects.replicate(context);
+        effects.replicate();
         context.reply_integer(deleted);
         Ok(())
     }

@@ -67,7 +67,7 @@ impl Command for Mpublish {
             check_room(context, &prepared.log, count)?;
         }
         let words = words(context);
-        let mut effects = Effects::default();
+        let mut effects = Effects::new(context);
         for (entity_id, name, prepared, stamped) in &rows {
             let logging = if prepared.view.log { Logging::On(stamped.event_id.as_deref()) } else { Logging::Off };
             let publication = Publication {
@@ -78,14 +78,11 @@ impl Command for Mpublish {
                 event_time_ms: stamped.at_ms,
                 log: logging,
             };
-            if let Err(error) = apply(context, &words, &publication, now_ms, &mut effects) {
-                // All that can be refused was checked above. Whatever this is, every copy has what was written.
-                effects.replicate(context);
-                return Err(error);
-            }
+            // All that can be refused was checked above.
+            apply(context, &words, &publication, now_ms, &mut effects)?;
             add(&prepared.log.counters.published, 1);
         }
-        effects.replicate(context);
+        effects.replicate();
         context.reply_count(Some(rows.len() as u64));
         Ok(())
     }

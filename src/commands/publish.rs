@@ -79,9 +79,9 @@ impl Command for Publish {
             event_time_ms: at_ms,
             log: if log { Logging::On(event_id) } else { Logging::Off },
         };
-        let mut effects = Effects::default();
+        let mut effects = Effects::new(context);
         let id = apply(context, &words(context), &publication, now_ms, &mut effects)?;
-        effects.replicate(context);
+        effects.replicate();
         add(&prepared.log.counters.published, 1);
         context.reply_optional_text(id.map(|id| id.to_string()).as_deref());
         Ok(())

@@ -52,9 +52,9 @@ impl Command for Trim {
         let before = key.length();
         let trimmed_to = quietly(|| streams::trim(context, &key, &log.stream_key, target, Precision::Exact));
         if trimmed_to.is_some() {
-            let mut effects = Effects::default();
+            let mut effects = Effects::new(context);
             effects.push(&log.stream_key, &Effect::Log(LogEffect { trimmed_to, ..LogEffect::default() }));
-            effects.replicate(context);
+            effects.replicate();
         }
         context.reply_count(Some(before - trimmed_to.unwrap_or(before)));
         Ok(())

@@ -41,7 +41,7 @@ struct Unit<'a> {
     has_tombstones: bool,
     /// For keys of rows.
     buffer: Vec<u8>,
-    effects: Effects,
+    effects: Effects<'a>,
     /// Dead letters that were written, with the ids that they have there.
     letters: Vec<RawEntry>,
 }
@@ -57,7 +57,7 @@ impl<'a> Unit<'a> {
             versions: versions.iter().map(|v| state.prepared_version(&v.name, v.version)).collect(),
             has_tombstones: state.registry.view(log.view.as_bytes()).is_ok_and(|v| v.tombstones() > 0),
             buffer: Vec::new(),
-            effects: Effects::default(),
+            effects: Effects::new(context),
             letters: Vec::new(),
         }
     }
@@ -147,7 +147,7 @@ impl<'a> Unit<'a> {
             self.letters.iter().map(|letter| DeadLetter { id: letter.id, fields: letter.fields().collect() }).collect();
         effect.trimmed_to = trim(context, log);
         flush_cursor(context, log, effect, &mut self.effects);
-        self.effects.replicate(context);
+        self.effects.replicate();
     }
 }
 
@@ -348,9 +348,9 @@ fn settle(context: Context<'_>, log: &Log) {
 
 /// Writes the position to the group if it is ahead of it.
 pub(crate) fn flush(context: Context<'_>, log: &Log) {
-    let mut effects = Effects::default();
+    let mut effects = Effects::new(context);
     flush_cursor(context, log, LogEffect::default(), &mut effects);
-    effects.replicate(context);
+    effects.replicate();
 }
 
 /// Looks whether the stream is where we left it. Entries, groups and whole streams can come without an event.
@@ -396,9 +396,9 @@ pub(crate) fn sweep(context: Context<'_>, log: &Log) {
         log.position.set(Some(position));
         log.pending.set(position.lag_entries(&facts));
     }
-    let mut effects = Effects::default();
+    let mut effects = Effects::new(context);
     flush_cursor(context, log, LogEffect { trimmed_to, ..LogEffect::default() }, &mut effects);
-    effects.replicate(context);
+    effects.replicate();
 }
 
 /// What tells cheaply that a stream changed: its length, its first and its newest entry.

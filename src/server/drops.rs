@@ -75,7 +75,7 @@ fn finish(context: Context<'_>, job: &DropSnapshot) {
         quietly(|| context.call(c"UNLINK", &[stream.as_bytes(), letters.as_bytes()], Replication::Replicated));
     }
     STATE.borrow_mut(context).finish_drop(&job.view);
-    let mut effects = Effects::default();
+    let mut effects = Effects::new(context);
     effects.push(&ServerString::new(stream.as_bytes()), &Effect::DropDone);
-    effects.replicate(context);
+    effects.replicate();
 }

@@ -20,19 +20,28 @@ use std::ffi::CStr;
 /// The command that carries effects.
 pub(crate) const COMMAND: &CStr = c"FS.EFFECT";
 
-/// Effects of one unit, gathered in order.
-pub(crate) struct Effects {
+/// Effects of one unit, gathered in order. They are sent when this goes away, at the latest: what was written here is
+/// told to all copies even if an error or a panic ends the unit early.
+pub(crate) struct Effects<'a> {
+    context: Context<'a>,
     arguments: Vec<ServerString>,
     buffer: Vec<u8>,
 }
 
-impl Default for Effects {
-    fn default() -> Self {
-        Effects { arguments: Vec::with_capacity(2), buffer: Vec::with_capacity(256) }
+impl Drop for Effects<'_> {
+    fn drop(&mut self) {
+        if !self.arguments.is_empty() {
+            let arguments: Vec<&ServerString> = self.arguments.iter().collect();
+            self.context.replicate(COMMAND, &arguments);
+        }
     }
 }
 
-impl Effects {
+impl<'a> Effects<'a> {
+    pub(crate) fn new(context: Context<'a>) -> Self {
+        Effects { context, arguments: Vec::with_capacity(2), buffer: Vec::with_capacity(256) }
+    }
+
     /// Adds what happened to a key.
     pub(crate) fn push(&mut self, key: &ServerString, effect: &Effect<'_>) {
         // SAFETY: the key's string is alive.
@@ -43,12 +52,7 @@ impl Effects {
     }
 
     /// Sends them as one command; nothing if nothing happened.
-    pub(crate) fn replicate(self, context: Context<'_>) {
-        if !self.arguments.is_empty() {
-            let arguments: Vec<&ServerString> = self.arguments.iter().collect();
-            context.replicate(COMMAND, &arguments);
-        }
-    }
+    pub(crate) fn replicate(self) {}
 }
 
 /// An entry of the log that tells of a publish.

@@ -78,7 +78,7 @@ pub(crate) fn apply(
     words: &Words,
     publication: &Publication<'_>,
     now_ms: i64,
-    effects: &mut Effects,
+    effects: &mut Effects<'_>,
 ) -> Result<Option<StreamId>> {
     let Publication { key, entity_id, prepared, update, event_time_ms, log: logging } = publication;
     let (view, log) = (&prepared.view, &prepared.log);
@@ -156,7 +156,7 @@ pub(crate) fn apply(
 }
 
 /// Writes the position to the group every so often: trimming must never pass the cursor that a restart would find.
-fn flush_if_due(context: Context<'_>, log: &Log, effects: &mut Effects) {
+fn flush_if_due(context: Context<'_>, log: &Log, effects: &mut Effects<'_>) {
     let read = |cursor: Option<Cursor>| cursor.and_then(|c| c.entries_read).unwrap_or(0);
     let unflushed = read(log.position.get()).saturating_sub(read(log.flushed.get()));
     if unflushed >= UNFLUSHED_ENTRIES_MAX.min(log.maxlen.get() / 2).max(1) {
@@ -189,7 +189,7 @@ fn after_append(context: Context<'_>, log: &Log, stream: &Key<'_>, appended: Str
 }
 
 /// Writes the consumer's position to the group `fs`, with whatever else happened to the log.
-pub(crate) fn flush_cursor(context: Context<'_>, log: &Log, mut effect: LogEffect<'_>, effects: &mut Effects) {
+pub(crate) fn flush_cursor(context: Context<'_>, log: &Log, mut effect: LogEffect<'_>, effects: &mut Effects<'_>) {
     if let Some(position) = log.position.get().filter(|p| log.flushed.get() != Some(*p)) {
         if quietly(|| streams::move_group_cursor(context, &log.stream_key, &position)) {
             log.flushed.set(Some(position));

@@ -79,7 +79,7 @@ fn step(context: Context<'_>, replay: &mut Replay, deadline: Deadline) -> Result
         .ok_or_else(|| Error::new(Code::NoView, format!("view '{}' was dropped while it was replayed", replay.view)))?;
     let words = words(context);
     let against = against(context, Arc::new(vec![Arc::clone(&prepared.view)]));
-    let mut effects = Effects::default();
+    let mut effects = Effects::new(context);
     let mut at_end = false;
     // At least one batch a slice: the consumers may have used up the time.
     loop {
@@ -126,6 +126,6 @@ fn step(context: Context<'_>, replay: &mut Replay, deadline: Deadline) -> Result
             break;
         }
     }
-    effects.replicate(context);
+    effects.replicate();
     Ok(at_end)
 }
