@@ -9,7 +9,9 @@ use crate::server::key::{End, Key, KeyType, Mode};
 use crate::server::logs::Log;
 use crate::server::rows::check_row;
 use crate::server::state::STATE;
+use crate::server::windows;
 use feature_store_core::codec::Effect;
+use feature_store_core::keys::RowKey;
 use feature_store_core::stream_id::StreamId;
 use feature_store_core::Result;
 use std::collections::HashMap;
@@ -29,7 +31,7 @@ pub(super) struct Del;
 impl Command for Del {
     const SPEC: Spec = Spec {
         name: c"FS.DEL",
-        summary: c"Deletes rows so that the backlog cannot bring them back.",
+        summary: c"Deletes rows with their windows so that the backlog cannot bring them back.",
         complexity: c"O(N), N the number of rows.",
         since: FIRST,
         flags: c"write",
@@ -37,8 +39,8 @@ impl Command for Del {
         arity: -2,
         keys: Keys::From(1, 1, KeyAccess::Delete),
         arguments: &[KEYS],
-        reply: "The number of rows that were there.",
-        notes: "Log entries that were not consumed yet when the row was deleted do not bring it back; later ones do. The log \
+        reply: "The number of entities that had a row or window state.",
+        notes: "A row's window state and its memory of event ids go with it. Log entries that were not consumed yet when the row was deleted do not bring it back; later ones do. The log \
                 itself keeps its entries, so `FS.REPLAY` over them makes the row again.",
     };
 
@@ -58,7 +60,8 @@ impl Command for Del {
         let mut backlogs: HashMap<&str, Option<StreamId>> = HashMap::new();
         for (name, prepared) in &rows {
             let buried_to = *backlogs.entry(&prepared.view.name).or_insert_with(|| backlog_end(context, &prepared.log));
-            let existed = Key::open(context, name, Mode::Read).key_type() != KeyType::Empty;
+            let existed = Key::open(context, name, Mode::Read).key_type() != KeyType::Empty
+                || RowKey::parse(name.bytes()).is_ok_and(|row| windows::are_there(context, &row));
             deleted += i64::from(existed);
             if existed || buried_to.is_some() {
                 // The key was parsed above; what is left cannot fail.

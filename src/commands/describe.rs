@@ -3,14 +3,13 @@
 use super::{FIRST, VERSION, VIEW};
 use crate::server::api::Context;
 use crate::server::command::{Argument, Call, Command, Keys, Spec};
-use crate::server::reply::Protocol;
-use crate::server::state::STATE;
+use crate::server::state::{PreparedView, STATE};
 use feature_store_core::arguments::parse_version;
-use feature_store_core::definition::{Extra, Feature, FeatureView};
+use feature_store_core::definition::Extra;
 use feature_store_core::document::to_document;
 use feature_store_core::value::Value;
+use feature_store_core::windows::aggregation::Window;
 use feature_store_core::Result;
-use std::sync::Arc;
 
 /// Tells a definition.
 pub(super) struct Describe;
@@ -26,9 +25,11 @@ impl Command for Describe {
         arity: -2,
         keys: Keys::None,
         arguments: &[VIEW, VERSION, Argument::word(c"JSON").optional()],
-        reply: "A map: `view`, `version`, `entity`, `ttl_ms` (nil: none), `log`, `maxlen`, `consumer`, `extra`, `storage`, \
-                `description`, and `schema`, an array of maps: `name`, `type`, `default`, `ttl_ms`, `min`, `max`, \
-                `values`, `input`, `description`, `columns` (of a tensor; nil: it has no number). With `JSON`, a document \
+        reply: "A map: `view`, `version`, `entity`, `ttl_ms` (nil: none), `log`, `maxlen`, `consumer`, `extra`, `dedup_ms` (nil: \
+                event ids are not remembered), `storage`, `description`, and `schema`, an array of maps: `name`, `type`, `default`, `ttl_ms`, `min`, `max`, \
+                `values`, `input`, `agg` (the words after AGG; nil: a plain feature), `window_ms`, `hop_ms`, \
+                `state_bytes_max` (bound of the state of one entity that answers the window; windows that share state name \
+                the same one; without the bytes of STRING and LIST values themselves), `description`, `columns` (of a tensor; nil: it has no number). With `JSON`, a document \
                 that `FS.REGISTER view JSON` takes back unchanged; its member `tensor` tells offset and width of each \
                 feature in a tensor of all that have numbers.",
         notes: "Without `VERSION` the newest version is told.",
@@ -41,19 +42,23 @@ impl Command for Describe {
             if arguments.take_word("VERSION") { Some(parse_version(arguments.next("VERSION")?)?) } else { None };
         let as_json = arguments.take_word("JSON");
         arguments.finish()?;
-        let view = Arc::clone(STATE.borrow(call.context).registry.version(view, version)?);
+        let prepared = {
+            let state = STATE.borrow(call.context);
+            let view = state.registry.version(view, version)?;
+            state.prepared_version(&view.name, view.version).expect("every registered view is prepared")
+        };
         if as_json {
-            call.context.reply_text(&to_document(&view));
+            call.context.reply_text(&to_document(&prepared.view));
         } else {
-            reply(call.context, &view);
+            reply(call.context, &prepared);
         }
         Ok(())
     }
 }
 
-fn reply(context: Context<'_>, view: &FeatureView) {
-    let protocol = context.protocol();
-    context.reply_map(11);
+fn reply(context: Context<'_>, prepared: &PreparedView) {
+    let view = &prepared.view;
+    context.reply_map(12);
     context.reply_text("view");
     context.reply_text(&view.name);
     context.reply_text("version");
@@ -73,23 +78,26 @@ fn reply(context: Context<'_>, view: &FeatureView) {
         Extra::Refuse => "refuse",
         Extra::Ignore => "ignore",
     });
+    context.reply_text("dedup_ms");
+    context.reply_optional_integer(view.dedup_ms);
     context.reply_text("storage");
     context.reply_text("hash");
     context.reply_text("description");
     context.reply_text(&view.description);
     context.reply_text("schema");
     context.reply_array(view.features().len());
-    for feature in view.features() {
-        reply_feature(context, protocol, feature);
+    for feature in 0..view.features().len() {
+        reply_feature(context, prepared, feature);
     }
 }
 
-fn reply_feature(context: Context<'_>, protocol: Protocol, feature: &Feature) {
+fn reply_feature(context: Context<'_>, prepared: &PreparedView, place: usize) {
+    let (protocol, feature) = (context.protocol(), &prepared.view.features()[place]);
     let value = |name: &str, value: Option<&Value<'_>>| {
         context.reply_text(name);
         context.reply_value(protocol, value);
     };
-    context.reply_map(10);
+    context.reply_map(14);
     context.reply_text("name");
     context.reply_text(&feature.name);
     context.reply_text("type");
@@ -105,6 +113,15 @@ fn reply_feature(context: Context<'_>, protocol: Protocol, feature: &Feature) {
     values.iter().for_each(|v| context.reply_text(v));
     context.reply_text("input");
     context.reply_bool(feature.input);
+    let window = feature.window.as_ref();
+    context.reply_text("agg");
+    context.reply_optional_text(window.map(Window::to_string).as_deref());
+    context.reply_text("window_ms");
+    context.reply_optional_integer(window.map(|w| w.length_ms));
+    context.reply_text("hop_ms");
+    context.reply_optional_integer(window.map(|w| w.hop_ms));
+    context.reply_text("state_bytes_max");
+    context.reply_count(prepared.windows.as_ref().and_then(|w| w.bytes_max(place)));
     context.reply_text("description");
     context.reply_text(&feature.description);
     context.reply_text("columns");

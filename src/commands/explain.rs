@@ -11,6 +11,7 @@ use feature_store_core::error::shown;
 use feature_store_core::feature_type::FeatureType;
 use feature_store_core::row::Status;
 use feature_store_core::time::format_duration;
+use feature_store_core::windows::state::ReadAt;
 use feature_store_core::Result;
 
 /// Explains a row.
@@ -30,7 +31,9 @@ impl Command for Explain {
         reply: "A map: `key`, `view`, `version`, `exists`, `event_time_ms` (the row's newest), `expires_in_ms`, and \
                 `features`, an array of maps: `feature`, `type`, `status`, `stored` (the field as it stands in the hash; a \
                 VECTOR as numbers), `served`, `event_time_ms` (of the value, or of its removal), `age_ms`, `ttl_ms` (the \
-                shorter of its own and the view's), `time_left_ms`, `reason` (a sentence).",
+                shorter of its own and the view's), `time_left_ms`, `window_start_ms` and `window_end_ms` (of a window: the \
+                first millisecond inside and the first after it), `reason` (a sentence). For a window `event_time_ms` and \
+                `age_ms` are of the entity's newest event.",
         notes: "",
     };
 
@@ -39,10 +42,11 @@ impl Command for Explain {
         let (_, prepared) = call.row(1)?;
         let name = call.string(1);
         let features: Vec<usize> = prepared.view.served().collect();
-        let mut rows = Rows::new(&prepared, &features, Times::Always);
+        let now_ms = context.now_ms();
+        let mut rows = Rows::new(&prepared, &features, Times::Always, ReadAt::Clock(now_ms));
         rows.read(context, &words(context), name)?;
         let expires_at_ms = Key::open(context, name, Mode::Read).expires_at_ms();
-        let (protocol, now_ms) = (context.protocol(), context.now_ms());
+        let protocol = context.protocol();
         context.reply_map(7);
         context.reply_text("key");
         context.reply_bytes(name.bytes());
@@ -75,13 +79,17 @@ fn explain(
 ) {
     let feature = rows.features()[place];
     let definition = &prepared.view.features()[feature];
-    let served = rows.serve(0, place, now_ms);
+    let served = rows.serve(0, place);
     let field = rows.field(0, place);
     let removed_at_ms = if field.is_none() { rows.times(0).of_absent(feature) } else { None };
-    let max = prepared.view.age_ms_max(feature);
+    let bounds_ms = definition.window.as_ref().map(|window| window.bounds_ms(now_ms));
+    // Windows never grow too old.
+    let max = if bounds_ms.is_some() { None } else { prepared.view.age_ms_max(feature) };
     let age_ms = served.age_ms(now_ms);
     let otherwise = if definition.default.is_some() { "the default is served" } else { "nil is served" };
     let reason = match served.status {
+        Status::Present if bounds_ms.is_some() => "the window's value is served".to_owned(),
+        _ if bounds_ms.is_some() => format!("the window holds no events: {otherwise}"),
         Status::Present => "the row's own value is served".to_owned(),
         Status::Default | Status::NotFound if removed_at_ms.is_some() => {
             format!("the value was removed: {otherwise}")
@@ -95,7 +103,7 @@ fn explain(
             format!("'{}' is not of type {}: {otherwise}", shown(field.unwrap_or_default()), definition.ty)
         }
     };
-    context.reply_map(10);
+    context.reply_map(12);
     context.reply_text("feature");
     context.reply_text(&definition.name);
     context.reply_text("type");
@@ -120,6 +128,10 @@ fn explain(
     context.reply_optional_integer(max);
     context.reply_text("time_left_ms");
     context.reply_optional_integer(max.and_then(|max| served.event_time_ms.map(|t| (t + max - now_ms).max(0))));
+    context.reply_text("window_start_ms");
+    context.reply_optional_integer(bounds_ms.map(|(from, _)| from));
+    context.reply_text("window_end_ms");
+    context.reply_optional_integer(bounds_ms.map(|(_, to)| to));
     context.reply_text("reason");
     context.reply_text(&reason);
 }

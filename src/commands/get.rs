@@ -9,7 +9,9 @@ use crate::server::reply::Protocol;
 use crate::server::rows::{Rows, Times};
 use crate::server::state::{words, PreparedView, STATE};
 use feature_store_core::row::{Served, Status};
-use feature_store_core::{Error, Result};
+use feature_store_core::time::parse_unix_ms;
+use feature_store_core::windows::state::ReadAt;
+use feature_store_core::Result;
 use smallvec::SmallVec;
 
 /// Reads a row.
@@ -25,7 +27,12 @@ impl Command for Get {
         categories: c"fs read fast",
         arity: -2,
         keys: Keys::At(1, KeyAccess::Read),
-        arguments: &[KEY, Argument::word(c"WITHSTATUS").optional(), Argument::text(c"feature").optional().multiple()],
+        arguments: &[
+            KEY,
+            Argument::unix_time_ms(c"milliseconds").after(c"AT").optional(),
+            Argument::word(c"WITHSTATUS").optional(),
+            Argument::text(c"feature").optional().multiple(),
+        ],
         reply: "A map of feature to value, in the order asked for, or in the schema's order when none is named. A missing row \
                 is a row without values: defaults, else nil. RESP3: integers, doubles, booleans; RESP2: a flat array, \
                 doubles as decimal strings, booleans as integers. A VECTOR is an array of numbers in both. With \
@@ -33,7 +40,11 @@ impl Command for Get {
         notes: "Statuses: `PRESENT`, `DEFAULT` (nothing is stored, the default is served), `NOT_FOUND` (nothing is stored, no \
                 default), `OUTSIDE_MAX_AGE` (older than its TTL: the default, else nil), `INVALID` (another writer left \
                 something that is not of the type: the default, else nil). `age_ms` is nil where nothing is stored or its \
-                writer left no time.",
+                writer left no time; for a window it is the age of the entity's newest event.\n\n\
+                A window is read at the server's clock, so its value moves with time although no event comes. `AT` (unix \
+                milliseconds) names another time: windows are read there, ages are judged there, and a plain value with a \
+                later event time is `NOT_FOUND` (nil, whatever its default: what was true then is not known any more). \
+                `TOOOLD` when the state no longer holds the whole window: it reaches back from the entity's newest event.",
     };
 
     fn run(call: &Call<'_>) -> Result<()> {
@@ -41,10 +52,16 @@ impl Command for Get {
         let (_, prepared) = call.row(1)?;
         let mut arguments = call.arguments();
         arguments.next("key")?;
-        if arguments.take_word("AT") {
-            return Err(Error::syntax("AT is not available in this version"));
+        let (mut at, mut with_status) = (ReadAt::Clock(context.now_ms()), false);
+        loop {
+            if arguments.take_word("AT") {
+                at = ReadAt::Named(parse_unix_ms("AT", arguments.next("AT")?)?);
+            } else if arguments.take_word("WITHSTATUS") {
+                with_status = true;
+            } else {
+                break;
+            }
         }
-        let with_status = arguments.take_word("WITHSTATUS");
         let view = &prepared.view;
         let features: SmallVec<[usize; 32]> = if arguments.is_empty() {
             view.served().collect()
@@ -54,20 +71,20 @@ impl Command for Get {
         };
         check_reply_size(view, &features, 1)?;
         let times = if with_status { Times::Always } else { Times::IfAged };
-        let mut rows = Rows::new(&prepared, &features, times);
+        let mut rows = Rows::new(&prepared, &features, times, at);
         rows.read(context, &words(context), call.string(1))?;
-        let (protocol, now_ms) = (context.protocol(), context.now_ms());
+        let protocol = context.protocol();
         context.reply_map(features.len());
         for (place, feature) in features.iter().enumerate() {
             context.reply_text(&view.features()[*feature].name);
             if with_status {
                 context.reply_array(3);
             }
-            let served = rows.serve(0, place, now_ms);
+            let served = rows.serve(0, place);
             reply_served(context, protocol, &prepared, *feature, rows.field(0, place), &served);
             if with_status {
                 context.reply_text(served.status.as_str());
-                context.reply_optional_integer(served.age_ms(now_ms));
+                context.reply_optional_integer(served.age_ms(at.ms()));
             }
         }
         count_rows_served(context, 1);

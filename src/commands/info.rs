@@ -7,7 +7,7 @@ use crate::server::background::may_write;
 use crate::server::command::{Argument, Call, Command, Keys, Spec};
 use crate::server::info::figures;
 use crate::server::key::{Key, Mode};
-use crate::server::logs::Log;
+use crate::server::logs::{Log, LogCounters};
 use crate::server::state::STATE;
 use crate::server::{consumer, streams};
 use feature_store_core::Result;
@@ -31,7 +31,11 @@ impl Command for Info {
                 `off` by definition, `replica`, or `waiting` for a failover, a pause or memory), `length`, `first_entry`, \
                 `last_entry`, `cursor`, `lag_entries`, `lag_ms` (how long the next entry has waited), `dlq_length` (nil without permission to read the dead letters), and \
                 since the start `published`, `consumed`, `superseded`, `expired_on_arrival`, `dead_letters`, \
-                `lost_entries` (removed before they were consumed), `invalid_values`, `extra_fields_dropped`; \
+                `lost_entries` (removed before they were consumed), `invalid_values`, `extra_fields_dropped`, \
+                `window_events` (events that windows were fed), `late_events` (of those, older than the newest of their \
+                entity), `too_late_events` (older than the state of at least one window reaches), `duplicates` (events \
+                that `DEDUP` kept out), `dedup_overflows` (event ids forgotten before their time, see \
+                `fs.dedup-max-ids`); \
                 `tombstones` (deleted rows that the backlog may not bring back), `replaying` (nil, or a map).",
         notes: "The figures without a view are those of the section `fs` of `INFO`, where they carry the prefix `fs_`. Counters are each \
                 server's own and begin at 0 when it starts.",
@@ -96,7 +100,7 @@ fn reply(context: Context<'_>, log: &Rc<Log>, versions: &[u32], tombstones: usiz
     let id = |name: &str, value: Option<feature_store_core::stream_id::StreamId>| {
         text(name, value.map(|id| id.to_string()).as_deref());
     };
-    context.reply_map(21);
+    context.reply_map(13 + LogCounters::NAMED.len());
     text("view", Some(&log.view));
     context.reply_text("versions");
     context.reply_array(versions.len());
@@ -110,18 +114,8 @@ fn reply(context: Context<'_>, log: &Rc<Log>, versions: &[u32], tombstones: usiz
     count("lag_entries", lag.map(|(entries, _)| entries));
     count("lag_ms", lag.map(|(_, ms)| ms));
     count("dlq_length", dead_letters);
-    let counters = &log.counters;
-    for (name, counter) in [
-        ("published", &counters.published),
-        ("consumed", &counters.consumed),
-        ("superseded", &counters.superseded),
-        ("expired_on_arrival", &counters.expired_on_arrival),
-        ("dead_letters", &counters.dead_letters),
-        ("lost_entries", &counters.lost),
-        ("invalid_values", &counters.invalid_values),
-        ("extra_fields_dropped", &counters.extra_dropped),
-    ] {
-        count(name, Some(counter.get()));
+    for (name, counter) in LogCounters::NAMED {
+        count(&name.to_string_lossy(), Some(counter(&log.counters).get()));
     }
     count("tombstones", Some(tombstones as u64));
     context.reply_text("replaying");

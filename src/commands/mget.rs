@@ -9,6 +9,7 @@ use crate::server::state::words;
 use feature_store_core::definition::FeatureView;
 use feature_store_core::error::shown;
 use feature_store_core::keys::RowKey;
+use feature_store_core::windows::state::ReadAt;
 use feature_store_core::{Error, Result};
 
 /// Most numbers and texts that one reply holds. Features may be named again and again, a VECTOR is many numbers, and the
@@ -41,17 +42,17 @@ impl Command for Mget {
         let (view, features) = (&prepared.view, &request.features);
         check_reply_size(view, features, call.arguments().len() - 1)?;
         // All rows are read before anything is replied.
-        let mut rows = Rows::new(&prepared, features, Times::IfAged);
+        let mut rows = Rows::new(&prepared, features, Times::IfAged, ReadAt::Clock(context.now_ms()));
         let words = words(context);
         for place in 2..=call.arguments().len() {
             rows.read(context, &words, row_of_same_view(call, place, view)?)?;
         }
-        let (protocol, now_ms) = (context.protocol(), context.now_ms());
+        let protocol = context.protocol();
         context.reply_array(rows.len());
         for row in 0..rows.len() {
             context.reply_array(features.len());
             for (place, feature) in features.iter().enumerate() {
-                let served = rows.serve(row, place, now_ms);
+                let served = rows.serve(row, place);
                 reply_served(context, protocol, &prepared, *feature, rows.field(row, place), &served);
             }
         }

@@ -6,9 +6,10 @@ use crate::server::command::{Argument, Call, Command, KeyAccess, Keys, Spec};
 use crate::server::config;
 use crate::server::effects::Effects;
 use crate::server::logs::add;
-use crate::server::publish::{apply, check_log, check_room, Logging, Publication};
+use crate::server::publish::{apply, check_log, check_room, Publication, Source};
 use crate::server::rows::check_row;
 use crate::server::state::{words, PreparedView};
+use crate::server::windows::check_windows;
 use feature_store_core::time::check_not_future;
 use feature_store_core::update::StampedUpdate;
 use feature_store_core::{Error, Result};
@@ -53,6 +54,7 @@ impl Command for Mpublish {
             }
             let name = call.string(place);
             check_row(context, name)?;
+            check_windows(context, &prepared, key.entity_id)?;
             if prepared.view.log {
                 caller.require(context, &prepared.log.stream_key, Access::Insert)?;
                 check_log(context, &prepared.log)?;
@@ -69,14 +71,14 @@ impl Command for Mpublish {
         let words = words(context);
         let mut effects = Effects::new(context);
         for (entity_id, name, prepared, stamped) in &rows {
-            let logging = if prepared.view.log { Logging::On(stamped.event_id.as_deref()) } else { Logging::Off };
             let publication = Publication {
                 key: name,
                 entity_id,
                 prepared,
                 update: &stamped.update,
                 event_time_ms: stamped.at_ms,
-                log: logging,
+                event_id: stamped.event_id.as_deref(),
+                source: if prepared.view.log { Source::Command } else { Source::CommandWithoutLog },
             };
             // All that can be refused was checked above.
             apply(context, &words, &publication, now_ms, &mut effects)?;

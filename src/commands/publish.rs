@@ -6,7 +6,7 @@ use crate::server::command::{Argument, Call, Command, KeyAccess, Keys, Spec};
 use crate::server::config;
 use crate::server::effects::Effects;
 use crate::server::logs::add;
-use crate::server::publish::{apply, Logging, Publication};
+use crate::server::publish::{apply, Publication, Source};
 use crate::server::state::words;
 use feature_store_core::time::{check_not_future, parse_unix_ms};
 use feature_store_core::update::{checked_event_id, Update};
@@ -32,11 +32,17 @@ impl Command for Publish {
             Argument::word(c"NOLOG").optional(),
             Argument::one_of(c"update", &[FEATURE_VALUES, Argument::text(c"object").after(c"JSON")]),
         ],
-        reply: "The id of the log's entry; nil when nothing was logged.",
+        reply: "The id of the log's entry; nil when nothing was logged. For an event that the entity saw before (see `EVENT`), \
+                that of its first entry.",
         notes: "`AT` is the event time in unix milliseconds. Without it the event time is now, or the newest event time of \
                 the named features if that is later, so such an update always takes effect. A feature that already has a \
                 later event time keeps its value; the update is logged all the same. A JSON `null` removes a value. The \
-                whole update is applied or, on any error, none of it. `EVENT` is kept in the log's entry.\n\n\
+                whole update is applied or, on any error, none of it.\n\n\
+                `EVENT` is kept in the log's entry. In a view with `DEDUP`, an id that the same entity saw within that time \
+                has no second effect: nothing is logged, written or counted again. So a publish whose reply was lost can \
+                be sent again.\n\n\
+                Windows count every event, also a late or superseded one. An update that carries only inputs makes no \
+                row.\n\n\
                 Needs permission to write the row's key and, unless `NOLOG`, to add to the view's stream.",
     };
 
@@ -77,7 +83,8 @@ impl Command for Publish {
             prepared: &prepared,
             update: &update,
             event_time_ms: at_ms,
-            log: if log { Logging::On(event_id) } else { Logging::Off },
+            event_id,
+            source: if log { Source::Command } else { Source::CommandWithoutLog },
         };
         let mut effects = Effects::new(context);
         let id = apply(context, &words(context), &publication, now_ms, &mut effects)?;

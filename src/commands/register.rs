@@ -25,6 +25,9 @@ pub(super) const FEATURE: &[Argument] = &[
         .after(c"VALUES")
         .optional(),
     Argument::word(c"INPUT").optional(),
+    Argument::text(c"function-and-input").multiple().after(c"AGG").optional(),
+    Argument::text(c"length").after(c"WINDOW").optional(),
+    Argument::text(c"hop").after(c"HOP").optional(),
     Argument::text(c"text").after(c"DESCRIPTION").optional(),
 ];
 
@@ -66,6 +69,7 @@ impl Command for Register {
                             MAXLEN,
                             CONSUMER,
                             EXTRA,
+                            Argument::text(c"duration").after(c"DEDUP").optional(),
                             Argument::one_of(c"storage", &[Argument::word(c"HASH")]).after(c"STORAGE").optional(),
                             DESCRIPTION,
                             Argument::block(c"schema", FEATURE).after(c"SCHEMA").multiple(),

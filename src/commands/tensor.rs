@@ -8,6 +8,7 @@ use crate::server::logs::add;
 use crate::server::rows::{Rows, Times};
 use crate::server::state::words;
 use feature_store_core::row::{write_columns, Status};
+use feature_store_core::windows::state::ReadAt;
 use feature_store_core::{Error, Result};
 
 /// As large as a string of the protocol may be.
@@ -51,14 +52,14 @@ impl Command for Tensor {
                 "the tensor would have {bytes} bytes, allowed are {TENSOR_BYTES_MAX}: ask for fewer rows at a time"
             )));
         }
-        let (words, now_ms) = (words(context), context.now_ms());
+        let words = words(context);
         let mut tensor = Vec::with_capacity(bytes);
-        let mut row = Rows::new(&prepared, &request.features, Times::IfAged);
+        let mut row = Rows::new(&prepared, &request.features, Times::IfAged, ReadAt::Clock(context.now_ms()));
         for place in 2..2 + keys {
             row.clear();
             row.read(context, &words, row_of_same_view(call, place, view)?)?;
             for (place, (feature, width)) in request.features.iter().zip(columns).enumerate() {
-                let served = row.serve(0, place, now_ms);
+                let served = row.serve(0, place);
                 let has_number = write_columns(view, *feature, served.value.as_ref(), *width, &mut tensor);
                 if !has_number || served.status == Status::Invalid {
                     add(&prepared.log.counters.invalid_values, 1);

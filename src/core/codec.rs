@@ -7,11 +7,13 @@ use crate::cursor::Cursor;
 use crate::materialize::TimesChange;
 use crate::stream_id::StreamId;
 use crate::value::JsonKind;
+use crate::windows::seen::Sighting;
 use bincode::config::{Configuration, Limit, LittleEndian, Varint};
+use bincode::error::DecodeError;
 use std::fmt;
 
-const EFFECT_FORMAT: u8 = 1;
-const SNAPSHOT_FORMAT: u8 = 1;
+const EFFECT_FORMAT: u8 = 2;
+const SNAPSHOT_FORMAT: u8 = 2;
 /// More than any row, log slice or set of definitions takes; a damaged length cannot allocate beyond it.
 const DECODED_BYTES_MAX: usize = 1 << 30;
 
@@ -30,6 +32,17 @@ pub enum Effect<'a> {
     Log(LogEffect<'a>),
     /// The data of dropped versions is gone. The key is the stream's.
     DropDone,
+    /// The window state of a deleted row went with it. The key is the row's.
+    DeleteWindows,
+    /// All window states of a version are void: those of an earlier generation. The key is the stream's.
+    ClearWindows {
+        /// The version.
+        version: u32,
+        /// Its new generation.
+        generation: u32,
+    },
+    /// A window state, whole. The key is its own.
+    WindowState(&'a [u8]),
 }
 
 /// One field of an update.
@@ -56,6 +69,34 @@ pub struct RowEffect<'a> {
     pub log: Option<Append<'a>>,
     /// What it changed in the row; `None`: nothing.
     pub row: Option<RowChange<'a>>,
+    /// What it changed in the window state; `None`: nothing.
+    pub windows: Option<WindowEffect<'a>>,
+}
+
+/// What an update did to the window state of its entity.
+#[derive(Debug, Clone, PartialEq, bincode::Encode, bincode::BorrowDecode)]
+pub struct WindowEffect<'a> {
+    /// The clock when it came, unix milliseconds.
+    pub arrived_ms: i64,
+    /// Is the state that was there fed?
+    pub state: StateChange<'a>,
+    /// The event is counted: its inputs are among the update's fields.
+    pub is_event: bool,
+    /// The event's id is remembered.
+    pub seen: Option<Sighting<'a>>,
+    /// The state expires at this unix time in milliseconds from now on.
+    pub expires_at_ms: Option<i64>,
+}
+
+/// What happens to a window state before an event is fed into it.
+#[derive(Debug, Clone, PartialEq, bincode::Encode, bincode::BorrowDecode)]
+pub enum StateChange<'a> {
+    /// Nothing.
+    Keep,
+    /// It takes on this layout: the definition has grown.
+    Relayout(&'a [u8]),
+    /// A new one is made in its place, of this layout and generation.
+    New(&'a [u8], u32),
 }
 
 /// An entry appended to a log.
@@ -137,6 +178,8 @@ pub struct ViewSnapshot {
     pub cursor: Option<Cursor>,
     /// Deleted rows that older log entries must not bring back: version, entity id, newest such entry.
     pub tombstones: Vec<(u32, Vec<u8>, StreamId)>,
+    /// How often the windows of a version were cleared: version, generation.
+    pub window_generations: Vec<(u32, u32)>,
 }
 
 /// Rows and streams of dropped versions that are still being deleted.
@@ -179,6 +222,33 @@ fn decode<'a, T: bincode::BorrowDecode<'a, ()>>(what: &str, format: u8, bytes: &
     }
 }
 
+/// A value without a format of its own, to be embedded.
+pub(crate) fn encode_plain<T: bincode::Encode>(value: &T) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    bincode::encode_into_std_write(value, &mut bytes, configuration()).expect("plain values encode into memory");
+    bytes
+}
+
+/// Reads such a value. A damaged length cannot allocate more than a multiple of what is there.
+pub(crate) fn decode_plain<T: bincode::Decode<()>>(bytes: &[u8]) -> Result<T, CodecError> {
+    fn within<T: bincode::Decode<()>, const LIMIT: usize>(bytes: &[u8]) -> Result<(T, usize), DecodeError> {
+        bincode::decode_from_slice(bytes, bincode::config::standard().with_limit::<LIMIT>())
+    }
+    // An element of at least one byte becomes at most 64 in memory.
+    let decoded = match bytes.len() {
+        0..=0x3ff => within::<T, { 1 << 16 }>(bytes),
+        0x400..=0x3fff => within::<T, { 1 << 20 }>(bytes),
+        0x4000..=0x3_ffff => within::<T, { 1 << 24 }>(bytes),
+        0x4_0000..=0x3f_ffff => within::<T, { 1 << 28 }>(bytes),
+        _ => within::<T, DECODED_BYTES_MAX>(bytes),
+    };
+    match decoded {
+        Ok((value, read)) if read == bytes.len() => Ok(value),
+        Ok(_) => Err(CodecError("there are bytes after its end".to_owned())),
+        Err(error) => Err(CodecError(format!("damaged: {error}"))),
+    }
+}
+
 /// Appends an effect.
 pub fn encode_effect(effect: &Effect<'_>, out: &mut Vec<u8>) {
     encode(EFFECT_FORMAT, effect, out);
@@ -218,6 +288,13 @@ mod tests {
                 times: TimesChange::Set(Cow::Borrowed(times)),
                 expiry: Expiry::At(7),
             }),
+            windows: Some(WindowEffect {
+                arrived_ms: 9,
+                state: StateChange::New(b"layout", 3),
+                is_event: true,
+                seen: Some(Sighting { id: b"e", arrived_ms: 9, entry: Some(id), remember_ms: 60_000, ids_max: 8 }),
+                expires_at_ms: Some(11),
+            }),
         })
     }
 
@@ -240,6 +317,7 @@ mod tests {
                     name: name.clone(), versions: vec![(times, stopped)], stopped,
                     cursor: Some(Cursor { id, entries_read: None }),
                     tombstones: vec![(1, field.unwrap_or_default(), id)],
+                    window_generations: vec![(1, 2)],
                 }],
                 drops: vec![DropSnapshot { view: name, versions: vec![1, 2], streams: true }],
             };

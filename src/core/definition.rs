@@ -4,6 +4,7 @@ use crate::error::{shown, Code, Error, Result};
 use crate::feature_type::FeatureType;
 use crate::keys::{checked_feature_name, checked_name};
 use crate::value::{Refusal, Value};
+use crate::windows::aggregation::{check_window, Window};
 use rustc_hash::FxHashMap;
 use serde_json::value::RawValue;
 use std::cmp::Ordering;
@@ -58,6 +59,10 @@ pub struct Feature {
     pub values: Categories,
     /// An event's field that is not served itself.
     pub input: bool,
+    /// It is computed: the window over events that it is.
+    pub window: Option<Window>,
+    /// It weighs vectors of a window, so it must not be negative.
+    pub is_weight: bool,
     /// For people.
     pub description: String,
 }
@@ -74,8 +79,15 @@ impl Feature {
             max: None,
             values: Categories::default(),
             input: false,
+            window: None,
+            is_weight: false,
             description: String::new(),
         })
+    }
+
+    /// Does it stand in rows? Inputs only feed windows, and windows have a state of their own.
+    pub fn is_stored(&self) -> bool {
+        !self.input && self.window.is_none()
     }
 
     /// How many columns of a tensor it fills; `None` for a feature that has no number.
@@ -108,6 +120,14 @@ impl Feature {
             if compare(value, max) == Some(Ordering::Greater) {
                 return Err(Refusal::Because(format!("is above MAX {}", display(max))));
             }
+        }
+        let is_negative = match value {
+            Value::Int(v) | Value::Timestamp(v) => *v < 0,
+            Value::Float(v) => *v < 0.0,
+            _ => false,
+        };
+        if self.is_weight && is_negative {
+            return Err(Refusal::Because("is negative, and it weighs vectors of a window".to_owned()));
         }
         if let (Value::String(text), false) = (value, self.values.list.is_empty()) {
             if self.values.index_of(text).is_none() {
@@ -155,6 +175,17 @@ impl Feature {
         }
         if !self.values.list.is_empty() && self.ty != FeatureType::String {
             return refuse(format!("VALUES needs STRING, not {}", self.ty));
+        }
+        if self.window.is_some() {
+            let banned = [
+                (self.input, "INPUT"),
+                (self.ttl_ms.is_some(), "TTL"),
+                (self.min.is_some(), "MIN"),
+                (self.max.is_some(), "MAX"),
+            ];
+            if let Some((_, word)) = banned.iter().find(|(is_given, _)| *is_given) {
+                return refuse(format!("a feature with AGG takes no {word}"));
+            }
         }
         if self.input && (self.default.is_some() || self.ttl_ms.is_some()) {
             return refuse("an INPUT is not served, so it takes no DEFAULT and no TTL".to_owned());
@@ -210,6 +241,8 @@ pub struct FeatureView {
     pub consumer: bool,
     /// What happens to unknown fields.
     pub extra: Extra,
+    /// An event id that an entity saw within this time is not taken again, milliseconds.
+    pub dedup_ms: Option<i64>,
     /// For people.
     pub description: String,
     /// The schema, in its order.
@@ -230,6 +263,7 @@ impl FeatureView {
             maxlen: MAXLEN_DEFAULT,
             consumer: true,
             extra: Extra::Refuse,
+            dedup_ms: None,
             description: String::new(),
             features: Vec::new(),
             by_name: FxHashMap::default(),
@@ -250,8 +284,9 @@ impl FeatureView {
         Ok(())
     }
 
-    /// Checks what can only be said of the whole view.
-    pub fn check(&self) -> Result<()> {
+    /// Checks what can only be said of the whole view, and settles what follows from it.
+    pub fn check(&mut self) -> Result<()> {
+        self.settle_windows()?;
         if self.features.is_empty() {
             return Err(Error::syntax(format!("SCHEMA of view '{}' has no features", self.name)));
         }
@@ -264,6 +299,20 @@ impl FeatureView {
                 self.name,
                 crate::time::format_duration(ttl)
             )));
+        }
+        Ok(())
+    }
+
+    fn settle_windows(&mut self) -> Result<()> {
+        let has_inputs = self.features.iter().any(|f| f.input);
+        for i in 0..self.features.len() {
+            let Some(window) = self.features[i].window.clone() else { continue };
+            let input_of = |name: &str| self.position(name.as_bytes(), 0).map(|i| &self.features[i]);
+            let function = check_window(&self.name, &self.features[i], &window, has_inputs, input_of)?;
+            if let Some(weight) = window.weight.as_ref().and_then(|w| self.position(w.as_bytes(), 0)) {
+                self.features[weight].is_weight = true;
+            }
+            self.features[i].window = Some(Window { function, ..window });
         }
         Ok(())
     }
@@ -281,6 +330,11 @@ impl FeatureView {
     /// The features that a reader gets: all but the inputs, as indices in the schema's order.
     pub fn served(&self) -> impl Iterator<Item = usize> + '_ {
         self.features.iter().enumerate().filter(|(_, f)| !f.input).map(|(i, _)| i)
+    }
+
+    /// The features that rows hold, as indices in the schema's order.
+    pub fn stored(&self) -> impl Iterator<Item = usize> + '_ {
+        self.features.iter().enumerate().filter(|(_, f)| f.is_stored()).map(|(i, _)| i)
     }
 
     /// The index of a feature. `hint` is looked at first: writers and rows mostly keep the schema's order.

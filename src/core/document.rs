@@ -1,12 +1,13 @@
 //! A view as a JSON document: what `FS.REGISTER view JSON` takes, FS.DESCRIBE gives back, and snapshots keep.
 
-use crate::arguments::parse_version;
+use crate::arguments::{parse_version, Arguments};
 use crate::definition::{Extra, Feature, FeatureView, MAXLEN_DEFAULT};
 use crate::error::{shown, Error, Result};
 use crate::feature_type::{FeatureType, TypeWord};
-use crate::schema_syntax::{set_values, vector_length};
+use crate::schema_syntax::{of_feature, set_values, vector_length};
 use crate::time::{format_duration, parse_duration};
 use crate::value::{write_field_as_json, Refusal, Value};
+use crate::windows::aggregation::{Window, WindowWords};
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -54,6 +55,8 @@ struct ViewDocument {
     consumer: bool,
     #[serde(default = "refuse_word")]
     extra: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    dedup: Option<Json>,
     #[serde(default = "hash_word")]
     storage: String,
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -91,6 +94,13 @@ struct FeatureDocument {
     values: Vec<String>,
     #[serde(default, skip_serializing_if = "is_false")]
     input: bool,
+    /// As after the word AGG: `SUM minutes`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    agg: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    window: Option<Json>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    hop: Option<Json>,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     description: String,
 }
@@ -171,6 +181,7 @@ pub fn parse_document(view: &[u8], text: &[u8]) -> Result<FeatureView> {
             shown(document.storage.as_bytes())
         )));
     }
+    definition.dedup_ms = document.dedup.as_ref().map(duration).transpose()?.flatten();
     definition.description = document.description;
     for feature in document.schema.0 {
         definition.add_feature(read_feature(&definition.name, feature)?)?;
@@ -230,6 +241,7 @@ fn read_feature(view: &str, document: FeatureDocument) -> Result<Feature> {
     };
     let mut feature = Feature::new(document.name.as_bytes(), ty)?;
     feature.ttl_ms = document.ttl.as_ref().map(duration).transpose()?.flatten();
+    feature.window = window_of(&document).map_err(|e| of_feature(&feature.name, view.as_bytes(), &e))?;
     for value in document.values {
         feature.allow(value)?;
     }
@@ -243,6 +255,23 @@ fn read_feature(view: &str, document: FeatureDocument) -> Result<Feature> {
     let given = [raw(&document.default), raw(&document.min), raw(&document.max)];
     set_values(&mut feature, view, given.each_ref().map(|v| v.as_deref()), read)?;
     Ok(feature)
+}
+
+fn window_of(document: &FeatureDocument) -> Result<Option<Window>> {
+    let mut words = WindowWords::default();
+    if let Some(agg) = &document.agg {
+        let items: Vec<&[u8]> = agg.split_ascii_whitespace().map(str::as_bytes).collect();
+        let mut arguments = Arguments::new(&items);
+        words.aggregation(&mut arguments)?;
+        arguments.finish()?;
+    }
+    let text = |json: &Json| match json {
+        Json::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    document.window.as_ref().map(|w| words.length(text(w).as_bytes())).transpose()?;
+    document.hop.as_ref().map(|h| words.hop(text(h).as_bytes())).transpose()?;
+    words.finish()
 }
 
 fn json_of(ty: FeatureType, value: &Value<'_>) -> Option<Box<RawValue>> {
@@ -270,6 +299,9 @@ pub fn to_document(view: &FeatureView) -> String {
             max: f.max.as_ref().and_then(|v| json_of(f.ty, v)),
             values: f.values.as_slice().to_vec(),
             input: f.input,
+            agg: f.window.as_ref().map(Window::to_string),
+            window: f.window.as_ref().map(|w| Json::String(format_duration(w.length_ms))),
+            hop: f.window.as_ref().map(|w| Json::String(format_duration(w.hop_ms))),
             description: f.description.clone(),
         })
         .collect();
@@ -285,6 +317,7 @@ pub fn to_document(view: &FeatureView) -> String {
             Extra::Refuse => refuse_word(),
             Extra::Ignore => "ignore".to_owned(),
         },
+        dedup: view.dedup_ms.map(|ms| Json::String(format_duration(ms))),
         storage: hash_word(),
         description: view.description.clone(),
         schema: Schema(features),
@@ -312,7 +345,6 @@ fn tensor_of(view: &FeatureView) -> Json {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arguments::Arguments;
     use crate::schema_syntax::parse_registration;
     use proptest::prelude::*;
 

@@ -19,6 +19,8 @@ pub enum Code {
     Schema,
     /// An event time lies beyond now and the allowed clock skew.
     Future,
+    /// A time was asked for to which the state does not reach back.
+    TooOld,
     /// The key holds another type of value.
     WrongType,
     /// The caller may not touch a key.
@@ -36,6 +38,7 @@ impl Code {
             Code::Busy => "BUSY",
             Code::Schema => "SCHEMA",
             Code::Future => "FUTURE",
+            Code::TooOld => "TOOOLD",
             Code::WrongType => "WRONGTYPE",
             Code::NoPerm => "NOPERM",
         }

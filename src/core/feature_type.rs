@@ -7,7 +7,7 @@ use std::fmt;
 pub const VECTOR_DIMENSIONS_MAX: u32 = 65_536;
 
 /// The type of a feature.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub enum FeatureType {
     /// A signed 64-bit integer.
     Int,

@@ -117,6 +117,16 @@ pub fn row_prefix(view: &str, version: u32) -> String {
     format!("fs:v{version}:{view}:")
 }
 
+/// What all keys of the window states of a view's version begin with.
+pub fn window_prefix(view: &str, version: u32) -> String {
+    format!("fs:w{version}:{view}:")
+}
+
+/// Is this the key of a window state?
+pub fn is_window_key(key: &[u8]) -> bool {
+    key.strip_prefix(b"fs:w").is_some_and(|rest| rest.first().is_some_and(u8::is_ascii_digit))
+}
+
 /// The key of a row.
 pub fn row_key(view: &str, version: u32, entity_id: &[u8]) -> Vec<u8> {
     let mut key = row_prefix(view, version).into_bytes();

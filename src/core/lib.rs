@@ -25,5 +25,6 @@ pub mod stream_id;
 pub mod time;
 pub mod update;
 pub mod value;
+pub mod windows;
 
 pub use error::{Code, Error, Result};

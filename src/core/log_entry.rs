@@ -83,6 +83,8 @@ pub struct DecodedEntry {
     pub entity_id: Vec<u8>,
     /// When the fact was true, unix milliseconds.
     pub event_time_ms: i64,
+    /// The event's id.
+    pub event_id: Option<Vec<u8>>,
     /// For each version that was asked for, in that order: the update, or why there is none.
     pub updates: Vec<Result<Update>>,
 }
@@ -104,16 +106,14 @@ pub fn decode_entry(
     let of_view = |error: Error| Error::new(error.code, format!("{} (entry of view '{view}')", error.message));
     let entity_id = checked_entity_id(required(ENTITY_ID)?).map_err(of_view)?.to_vec();
     let features = required(FEATURES)?;
-    if let Some(id) = entry.get(EVENT_ID) {
-        checked_event_id(id).map_err(of_view)?;
-    }
+    let event_id = entry.get(EVENT_ID).map(checked_event_id).transpose().map_err(of_view)?.map(<[u8]>::to_vec);
     let event_time_ms = match entry.get(TIMESTAMP) {
         Some(text) => parse_unix_seconds(&format!("timestamp of view '{view}'"), text)?,
         None => i64::try_from(entry.id.ms).unwrap_or(i64::MAX),
     };
     check_not_future(event_time_ms, now_ms, clock_skew_ms_max, view)?;
     let updates = versions.iter().map(|view| Update::from_json(view, features)).collect();
-    Ok(DecodedEntry { entity_id, event_time_ms, updates })
+    Ok(DecodedEntry { entity_id, event_time_ms, event_id, updates })
 }
 
 /// Writes the JSON object of a log entry's `features`.

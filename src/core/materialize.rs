@@ -163,7 +163,7 @@ pub fn plan(
         let old = newest_of_row.unwrap_or(UNKNOWN_TIME_MS);
         let mut named = vec![false; view.features().len()];
         update.changes().iter().zip(&applied).for_each(|(c, a)| named[c.feature] |= *a);
-        for feature in view.served().filter(|f| !named[*f]) {
+        for feature in view.stored().filter(|f| !named[*f]) {
             if row.exception(feature).is_none() && fields.holds(feature) {
                 let place = exceptions.partition_point(|(f, _)| *f < feature);
                 exceptions.insert(place, (feature, old));
@@ -182,13 +182,20 @@ pub fn plan(
 
 /// The event time of an update that names none: now, or the newest event time of the features it touches if that is
 /// later, so that it always takes effect.
-pub fn unstamped_time(row: &RowTimes, fields: &mut impl RowFields, update: &Update, now_ms: i64) -> i64 {
+pub fn unstamped_time(
+    view: &FeatureView,
+    row: &RowTimes,
+    fields: &mut impl RowFields,
+    update: &Update,
+    now_ms: i64,
+) -> i64 {
     if row.updated_at_ms.is_none_or(|t| t <= now_ms) && row.exceptions.iter().all(|(_, t)| *t <= now_ms) {
         return now_ms;
     }
     update
         .changes()
         .iter()
+        .filter(|c| view.features()[c.feature].is_stored())
         .filter_map(|c| {
             row.exception(c.feature).or_else(|| fields.holds(c.feature).then_some(row.updated_at_ms).flatten())
         })
@@ -316,10 +323,10 @@ mod tests {
         let mut row = Row::default();
         row.apply(&view, r#"{"a":1}"#, 9_000);
         let update = Update::from_json(&view, br#"{"a":2}"#).expect("an update");
-        assert_eq!(unstamped_time(&row.times(&view), &mut &row.fields, &update, 5_000), 9_000);
+        assert_eq!(unstamped_time(&view, &row.times(&view), &mut &row.fields, &update, 5_000), 9_000);
         let other = Update::from_json(&view, br#"{"b":2}"#).expect("an update");
-        assert_eq!(unstamped_time(&row.times(&view), &mut &row.fields, &other, 5_000), 5_000);
-        assert_eq!(unstamped_time(&row.times(&view), &mut &row.fields, &update, 9_500), 9_500);
+        assert_eq!(unstamped_time(&view, &row.times(&view), &mut &row.fields, &other, 5_000), 5_000);
+        assert_eq!(unstamped_time(&view, &row.times(&view), &mut &row.fields, &update, 9_500), 9_500);
     }
 
     #[test]

@@ -19,6 +19,8 @@ pub struct View {
     pub stopped: bool,
     /// Where the consumer stood last; the group `fs` on the stream is the truth, this remakes it when it is lost.
     pub cursor: Option<Cursor>,
+    /// How often the windows of a version were cleared; states of an earlier generation are void. None: never.
+    pub window_generations: BTreeMap<u32, u32>,
     tombstones: HashMap<(u32, Vec<u8>), StreamId>,
 }
 
@@ -129,7 +131,10 @@ impl Registry {
             versions: version.map_or_else(|| view.versions.keys().copied().collect(), |v| vec![v]),
             streams: version.is_none_or(|v| view.versions.len() == 1 && view.versions.contains_key(&v)),
         };
-        removed.versions.iter().for_each(|v| drop(view.versions.remove(v)));
+        for version in &removed.versions {
+            view.versions.remove(version);
+            view.window_generations.remove(version);
+        }
         if view.versions.is_empty() {
             self.views.remove(&removed.view);
         }
@@ -182,6 +187,7 @@ impl Registry {
                 stopped: view.stopped,
                 cursor: view.cursor,
                 tombstones,
+                window_generations: view.window_generations.iter().map(|(v, g)| (*v, *g)).collect(),
             }
         });
         Snapshot { views: views.collect(), drops: self.drops.clone() }
@@ -199,6 +205,7 @@ impl Registry {
             let view = registry.view_mut(saved.name.as_bytes())?;
             view.stopped = saved.stopped;
             view.cursor = saved.cursor;
+            view.window_generations = saved.window_generations.into_iter().collect();
             view.tombstones = saved.tombstones.into_iter().map(|(v, id, stream_id)| ((v, id), stream_id)).collect();
         }
         registry.drops = snapshot.drops;

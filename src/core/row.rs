@@ -4,6 +4,7 @@ use crate::definition::FeatureView;
 use crate::feature_type::FeatureType;
 use crate::materialize::RowTimes;
 use crate::value::Value;
+use crate::windows::state::ReadAt;
 
 /// Why a reader gets what it gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,15 +52,31 @@ impl Served<'_> {
     }
 }
 
+/// What is served for a window whose value is `value`. `newest_ms`: event time of the entity's newest event.
+pub fn serve_window(
+    view: &FeatureView,
+    feature: usize,
+    value: Option<Value<'static>>,
+    newest_ms: Option<i64>,
+) -> Served<'static> {
+    let (value, status) = match (value, &view.features()[feature].default) {
+        (Some(value), _) => (Some(value), Status::Present),
+        (None, Some(default)) => (Some(default.clone()), Status::Default),
+        (None, None) => (None, Status::NotFound),
+    };
+    Served { value, status, event_time_ms: newest_ms }
+}
+
 /// What is served for a feature whose stored field is `field`.
 pub fn serve<'a>(
     view: &'a FeatureView,
     feature: usize,
     field: Option<&'a [u8]>,
     times: &RowTimes,
-    now_ms: i64,
+    at: ReadAt,
 ) -> Served<'a> {
     let definition = &view.features()[feature];
+    let now_ms = at.ms();
     let fallback = || definition.default.clone();
     let Some(field) = field else {
         let value = fallback();
@@ -67,6 +84,10 @@ pub fn serve<'a>(
         return Served { value, status, event_time_ms: None };
     };
     let event_time_ms = times.of_present(feature);
+    if matches!(at, ReadAt::Named(_)) && event_time_ms.is_some_and(|t| t > now_ms) {
+        // What was true at that time is not known any more: a default would claim that nothing was.
+        return Served { value: None, status: Status::NotFound, event_time_ms: None };
+    }
     if is_outside_max_age(view, feature, event_time_ms, now_ms) {
         return Served { value: fallback(), status: Status::OutsideMaxAge, event_time_ms };
     }
@@ -145,7 +166,7 @@ mod tests {
         let view = view();
         let times = RowTimes::read(&view, Some(b"100"), None);
         let at = |feature, field: Option<&'static str>, now_ms| {
-            let served = serve(&view, feature, field.map(str::as_bytes), &times, now_ms);
+            let served = serve(&view, feature, field.map(str::as_bytes), &times, ReadAt::Clock(now_ms));
             (served.value.map(|v| String::from_utf8(v.to_field()).expect("text")), served.status)
         };
         let some = |text: &str| Some(text.to_owned());
@@ -157,6 +178,8 @@ mod tests {
         assert_eq!(at(1, None, 104_000), (None, Status::NotFound));
         assert_eq!(at(1, Some("1.5"), 105_001), (None, Status::OutsideMaxAge));
         assert_eq!(at(1, Some("1.5"), 99_000), (some("1.5"), Status::Present));
+        let named = |ms| serve(&view, 0, Some(b"5"), &times, ReadAt::Named(ms)).status;
+        assert_eq!((named(99_999), named(100_000)), (Status::NotFound, Status::Present));
     }
 
     #[test]

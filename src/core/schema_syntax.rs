@@ -6,9 +6,10 @@ use crate::error::{shown, Error, Result};
 use crate::feature_type::{FeatureType, TypeWord};
 use crate::time::parse_duration;
 use crate::value::{Refusal, Value};
+use crate::windows::aggregation::WindowWords;
 
 /// Words that belong to the contract but to no released version yet: refused by name, not as unknown words.
-const NOT_YET: [&str; 5] = ["AGG", "WINDOW", "HOP", "WHERE", "EXPR"];
+const NOT_YET: [&str; 2] = ["WHERE", "EXPR"];
 
 /// Reads `[VERSION n] ENTITY name [option ...] SCHEMA feature TYPE ...`.
 pub fn parse_registration(view: &[u8], arguments: &mut Arguments<'_>) -> Result<FeatureView> {
@@ -28,6 +29,10 @@ pub fn parse_registration(view: &[u8], arguments: &mut Arguments<'_>) -> Result<
             if arguments.one_of("STORAGE", &["HASH", "PACKED"])? == 1 {
                 return Err(Error::syntax("STORAGE PACKED is not available in this version"));
             }
+            continue;
+        }
+        if arguments.take_word("DEDUP") {
+            definition.dedup_ms = Some(parse_duration(arguments.next("DEDUP")?)?);
             continue;
         }
         match take_option(arguments)? {
@@ -118,6 +123,7 @@ fn parse_feature(view: &[u8], arguments: &mut Arguments<'_>) -> Result<Feature> 
     let mut feature = Feature::new(name, ty)?;
     let mut default = None;
     let mut bounds = (None, None);
+    let mut window = WindowWords::default();
     loop {
         if arguments.take_word("DEFAULT") {
             default = Some(arguments.next("DEFAULT")?);
@@ -136,12 +142,14 @@ fn parse_feature(view: &[u8], arguments: &mut Arguments<'_>) -> Result<Feature> 
             feature.input = true;
         } else if arguments.take_word("DESCRIPTION") {
             feature.description = text(arguments.next("DESCRIPTION")?)?;
+        } else if window.take(arguments).map_err(|e| of_feature(&feature.name, view, &e))? {
         } else if let Some(word) = NOT_YET.iter().find(|w| arguments.take_word(w)) {
             return Err(Error::syntax(format!("{word} is not available in this version")));
         } else {
             break;
         }
     }
+    feature.window = window.finish().map_err(|e| of_feature(&feature.name, view, &e))?;
     if vector_follows_default {
         let given = default.ok_or_else(|| {
             Error::syntax(format!("feature '{}' needs its dimension: VECTOR n, or a DEFAULT", feature.name))
@@ -153,6 +161,11 @@ fn parse_feature(view: &[u8], arguments: &mut Arguments<'_>) -> Result<Feature> 
     let read = |text: &[u8]| Value::from_text(ty, text).map(Value::into_owned);
     set_values(&mut feature, &view, [default, bounds.0, bounds.1], read)?;
     Ok(feature)
+}
+
+/// An error of a part, with the names that only the whole knows.
+pub(crate) fn of_feature(feature: &str, view: &[u8], error: &Error) -> Error {
+    Error::new(error.code, format!("feature '{feature}' of view '{}': {}", shown(view), error.message))
 }
 
 /// The dimension that a vector's default, given as a list of numbers, has.
@@ -278,6 +291,7 @@ mod tests {
             "ENTITY u SCHEMA a VECTOR 2 DEFAULT 1,2,3",
             "ENTITY u TTL 1h SCHEMA a INT TTL 2h",
             "ENTITY u SCHEMA a INT AGG COUNT WINDOW 1d",
+            "ENTITY u DEDUP x SCHEMA a INT",
             "ENTITY u STORAGE PACKED SCHEMA a INT",
             "ENTITY u MAXLEN 0 SCHEMA a INT",
             "VERSION 0 ENTITY u SCHEMA a INT",

@@ -90,6 +90,11 @@ impl Update {
 
     fn known(&mut self, view: &FeatureView, name: &[u8], hint: usize) -> Result<Option<usize>> {
         match (view.position(name, hint), view.extra) {
+            (Some(feature), _) if view.features()[feature].window.is_some() => Err(Error::schema(format!(
+                "feature '{}' of view '{}' is computed by AGG and takes no value",
+                shown(name),
+                view.name
+            ))),
             (Some(feature), _) => Ok(Some(feature)),
             (None, Extra::Refuse) => Err(view.no_feature(name)),
             (None, Extra::Ignore) => {

@@ -138,6 +138,12 @@ impl<'a> Context<'a> {
         unsafe { api!(RedisModule_NotifyKeyspaceEvent(self.as_ptr(), class, event.as_ptr(), key.as_ptr())) };
     }
 
+    /// Tells those who watch a key or cache what it says that this has changed.
+    pub(crate) fn signal_modified(self, key: &ServerString) {
+        // SAFETY: the context is the running callback's, the name is alive.
+        unsafe { api!(RedisModule_SignalModifiedKey(self.as_ptr(), key.as_ptr())) };
+    }
+
     /// Sends a command to the replicas and the AOF.
     pub(crate) fn replicate(self, command: &CStr, arguments: &[&ServerString]) {
         let pointers: Vec<*mut raw::RedisModuleString> = arguments.iter().map(|s| s.as_ptr()).collect();

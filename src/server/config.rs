@@ -75,8 +75,18 @@ pub(crate) static SWEEP_INTERVAL_MS: Setting = Setting::new(
     "Milliseconds between looks for streams that came without an XADD: by RENAME, RESTORE, COPY or a load.",
 );
 
+/// Event ids that one entity remembers at most.
+pub(crate) static DEDUP_IDS_MAX: Setting = Setting::new(
+    c"dedup-max-ids",
+    1_024,
+    1,
+    1_000_000,
+    "Event ids that one entity of a view with DEDUP remembers at most; the oldest go first.",
+);
+
 /// All settings.
-pub(crate) static ALL: [&Setting; 4] = [&CLOCK_SKEW_MS_MAX, &LOG_HARD_CAP, &SLICE_US, &SWEEP_INTERVAL_MS];
+pub(crate) static ALL: [&Setting; 5] =
+    [&CLOCK_SKEW_MS_MAX, &DEDUP_IDS_MAX, &LOG_HARD_CAP, &SLICE_US, &SWEEP_INTERVAL_MS];
 
 unsafe extern "C" fn get(_name: *const c_char, setting: *mut c_void) -> c_longlong {
     // SAFETY: `register` passes a pointer to a static.

@@ -11,7 +11,7 @@ use crate::server::effects::{append_dead_letter, Effects};
 use crate::server::events::quietly;
 use crate::server::key::{End, Key, KeyType, Mode, Precision};
 use crate::server::logs::{add, Log, Shape};
-use crate::server::publish::{self, flush_cursor, Logging, Publication};
+use crate::server::publish::{self, flush_cursor, Publication, Source};
 use crate::server::state::{words, PreparedView, Words, STATE};
 use crate::server::streams;
 use feature_store_core::codec::{DeadLetter, LogEffect};
@@ -103,7 +103,8 @@ impl<'a> Unit<'a> {
             prepared: &prepared,
             update,
             event_time_ms: Some(entry.event_time_ms),
-            log: Logging::Off,
+            event_id: entry.event_id.as_deref(),
+            source: Source::Log(id),
         };
         publish::apply(self.context, self.words, &publication, self.now_ms, &mut self.effects).map(|_| ())
     }

@@ -9,6 +9,7 @@ use crate::server::key::{Key, KeyType, Mode, Precision};
 use crate::server::rows;
 use crate::server::state::{words, STATE};
 use crate::server::streams;
+use crate::server::{window_type, windows};
 use feature_store_core::codec::{decode_effect, encode_effect, Append, Effect, FieldEffect, LogEffect, RowEffect};
 use feature_store_core::keys::RowKey;
 use feature_store_core::log_entry::write_features;
@@ -109,6 +110,17 @@ pub(crate) fn execute(context: Context<'_>, name: &ServerString, bytes: &[u8]) -
         Effect::Row(effect) => execute_row(context, name, &effect),
         Effect::Delete(buried_to) => execute_delete(context, name, buried_to),
         Effect::Log(effect) => execute_log(context, name, &effect),
+        Effect::DeleteWindows => {
+            let key = RowKey::parse(name.bytes()).map_err(|e| e.to_string())?;
+            windows::delete(context, &key);
+            Ok(())
+        }
+        Effect::ClearWindows { version, generation } => {
+            let view = streams::view_of(name.bytes()).ok_or("the key is no view's log")?;
+            STATE.borrow_mut(context).clear_windows(view, version, generation);
+            Ok(())
+        }
+        Effect::WindowState(bytes) => window_type::restore(context, name, bytes),
         Effect::DropDone => {
             if let Some(view) = streams::view_of(name.bytes()) {
                 STATE.borrow_mut(context).finish_drop(view);
@@ -147,10 +159,14 @@ fn execute_row(context: Context<'_>, name: &ServerString, effect: &RowEffect<'_>
         let fields = applied.iter().map(|(feature, f)| (feature, f.field));
         rows::write(context, &words(context), &row, name, &view_name, change, fields);
     }
+    if let Some(change) = &effect.windows {
+        let fields = effect.fields.iter().map(|f| (f.name, f.field));
+        windows::execute_from_primary(context, name, &key, change, effect.event_time_ms, fields)?;
+    }
     Ok(())
 }
 
-/// Deletes a row, on any copy.
+/// Deletes a row with its window state, on any copy.
 pub(crate) fn execute_delete(
     context: Context<'_>,
     name: &ServerString,
@@ -168,6 +184,7 @@ pub(crate) fn execute_delete(
         drop(row);
         context.notify(raw::REDISMODULE_NOTIFY_GENERIC, c"del", name);
     }
+    windows::delete(context, &key);
     Ok(())
 }
 

@@ -1,12 +1,16 @@
 //! What the server tells us: keyspace events of logs, and events of the server's life.
 
-use crate::server::api::{api, string_bytes, Context, LogLevel};
+use crate::server::api::{api, string_bytes, Context, LogLevel, ServerString};
 use crate::server::background;
 use crate::server::command::guarded;
 use crate::server::consumer;
+use crate::server::effects::Effects;
 use crate::server::logs::add;
 use crate::server::state::STATE;
 use crate::server::streams;
+use crate::server::windows;
+use feature_store_core::codec::Effect;
+use feature_store_core::keys::{is_window_key, RowKey};
 use redis_module::raw;
 use std::ffi::{c_char, c_int, c_void, CStr};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -36,9 +40,11 @@ unsafe extern "C" fn on_keyspace_event(
     if OWN_WRITES.load(Ordering::Relaxed) == 0 {
         // SAFETY: context, event and key are alive during the callback.
         let (context, event, key) = unsafe { (Context::new(ctx), CStr::from_ptr(event), string_bytes(key)) };
-        // Most keys of a server are no logs: they cost this comparison.
+        // Most keys of a server are none of ours: they cost these comparisons.
         if let Some(view) = streams::view_of(key) {
             guarded(context, || log_changed(context, view, event));
+        } else if key.starts_with(b"fs:") {
+            guarded(context, || key_changed(context, key, event));
         }
     }
     raw::REDISMODULE_OK as c_int
@@ -79,6 +85,44 @@ fn log_changed(context: Context<'_>, view: &str, event: &CStr) {
     }
     if log.has_work() && !context.flags().is_replica() {
         background::wake(context);
+    }
+}
+
+/// Somebody else changed a key that may be a row's or a window state's.
+fn key_changed(context: Context<'_>, key: &[u8], event: &CStr) {
+    if context.selected_db() != 0 {
+        return;
+    }
+    match event.to_bytes() {
+        b"del" => row_deleted(context, key),
+        b"evicted" if is_window_key(key) => {
+            let evicted = {
+                let counters = &mut STATE.borrow_mut(context).counters;
+                counters.evicted_windows += 1;
+                counters.evicted_windows
+            };
+            // Evictions come in thousands; the log is told at 1, 2, 4, 8 and so on.
+            if evicted.is_power_of_two() {
+                context.log(LogLevel::Warning, &format!("fs: {evicted} window states were evicted since the start"));
+            }
+        }
+        _ => {}
+    }
+}
+
+/// A deleted row takes its windows along, at once: a row that is published again in the same transaction begins anew.
+fn row_deleted(context: Context<'_>, key: &[u8]) {
+    let flags = context.flags();
+    // Copies are told by the primary. There a row that expired looks like one that was deleted.
+    if flags.is_replica() || flags.is_loading() {
+        return;
+    }
+    let Ok(row) = RowKey::parse(key) else { return };
+    let has_windows = STATE.borrow(context).view_of(&row).is_ok_and(|prepared| prepared.windows.is_some());
+    if has_windows && quietly(|| windows::delete(context, &row)) {
+        let mut effects = Effects::new(context);
+        effects.push(&ServerString::new(key), &Effect::DeleteWindows);
+        effects.replicate();
     }
 }
 

@@ -6,7 +6,6 @@ use crate::server::consumer;
 use crate::server::logs::LogCounters;
 use crate::server::state::STATE;
 use redis_module::raw;
-use std::cell::Cell;
 use std::ffi::{c_int, CStr};
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
@@ -19,30 +18,25 @@ pub(crate) fn figures(context: Context<'_>) -> Vec<Figure> {
     // Asks the server, which may find that a key has expired and tell us: nothing is borrowed meanwhile.
     let lag_entries = logs.iter().filter_map(|l| consumer::lag(context, l)).map(|(entries, _)| entries).sum();
     let state = STATE.borrow(context);
-    let sum = |counter: fn(&LogCounters) -> &Cell<u64>| logs.iter().map(|l| counter(&l.counters).get()).sum();
+    let counted = LogCounters::NAMED
+        .map(|(name, counter)| (name, logs.iter().map(|l| counter(&l.counters).get()).fold(0, u64::saturating_add)));
     let views = state.registry.views().count() as u64;
     let versions = state.registry.views().map(|(_, v)| v.versions.len() as u64).sum();
     let tombstones = state.registry.views().map(|(_, v)| v.tombstones() as u64).sum();
     let read_ahead = logs.iter().flat_map(|l| l.in_flight.borrow().iter().map(|j| j.size as u64).collect::<Vec<_>>());
-    vec![
+    let of_module = [
         (c"views", views),
         (c"versions", versions),
         (c"rows_served", state.counters.rows_served),
-        (c"published", sum(|c| &c.published)),
-        (c"consumed", sum(|c| &c.consumed)),
         (c"lag_entries", lag_entries),
-        (c"superseded", sum(|c| &c.superseded)),
-        (c"expired_on_arrival", sum(|c| &c.expired_on_arrival)),
-        (c"dead_letters", sum(|c| &c.dead_letters)),
-        (c"lost_entries", sum(|c| &c.lost)),
-        (c"invalid_values", sum(|c| &c.invalid_values)),
-        (c"extra_fields_dropped", sum(|c| &c.extra_dropped)),
         (c"tombstones", tombstones),
+        (c"evicted_windows", state.counters.evicted_windows),
         (c"read_ahead_bytes", read_ahead.sum()),
         (c"replays", state.background.replays.len() as u64),
         (c"dropping", state.registry.drops.len() as u64),
         (c"panics", panics_caught()),
-    ]
+    ];
+    of_module.into_iter().chain(counted).collect()
 }
 
 unsafe extern "C" fn on_info(info: *mut raw::RedisModuleInfoCtx, for_crash_report: c_int) {

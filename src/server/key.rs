@@ -58,6 +58,11 @@ impl<'a> Key<'a> {
         Key { raw, context: PhantomData }
     }
 
+    /// The handle; null for a missing key that was opened for reading.
+    pub(crate) fn as_ptr(&self) -> *mut raw::RedisModuleKey {
+        self.raw
+    }
+
     pub(crate) fn key_type(&self) -> KeyType {
         // SAFETY: the handle is open or null, both are allowed.
         match unsafe { api!(RedisModule_KeyType(self.raw)) } as isize {

@@ -2,7 +2,7 @@
 
 use crate::server::api::{api, Context, LogLevel, ServerString};
 use crate::server::command::{self, Entry};
-use crate::server::{background, config, events, info, persistence};
+use crate::server::{background, config, events, info, persistence, window_type};
 use redis_module::raw;
 use std::ffi::{c_char, c_int, CStr};
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -107,6 +107,7 @@ fn register(
         }
     }
     persistence::register(context)?;
+    window_type::register(context)?;
     config::register(context)?;
     info::register(context)?;
     events::subscribe(context)?;

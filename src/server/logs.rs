@@ -7,6 +7,7 @@ use feature_store_core::registry::View;
 use feature_store_core::stream_id::StreamId;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::ffi::CStr;
 
 /// What tells cheaply that a stream changed: its length, its first and its newest entry.
 pub(crate) type Shape = (u64, Option<StreamId>, Option<StreamId>);
@@ -62,6 +63,33 @@ pub(crate) struct LogCounters {
     pub(crate) dead_letters: Cell<u64>,
     pub(crate) lost: Cell<u64>,
     pub(crate) invalid_values: Cell<u64>,
+    pub(crate) window_events: Cell<u64>,
+    pub(crate) late_events: Cell<u64>,
+    pub(crate) too_late_events: Cell<u64>,
+    pub(crate) duplicates: Cell<u64>,
+    pub(crate) dedup_overflows: Cell<u64>,
+}
+
+/// A counter of a view, with its name.
+pub(crate) type NamedCounter = (&'static CStr, fn(&LogCounters) -> &Cell<u64>);
+
+impl LogCounters {
+    /// All, in the order in which they are told.
+    pub(crate) const NAMED: [NamedCounter; 13] = [
+        (c"published", |c| &c.published),
+        (c"consumed", |c| &c.consumed),
+        (c"superseded", |c| &c.superseded),
+        (c"expired_on_arrival", |c| &c.expired_on_arrival),
+        (c"dead_letters", |c| &c.dead_letters),
+        (c"lost_entries", |c| &c.lost),
+        (c"invalid_values", |c| &c.invalid_values),
+        (c"extra_fields_dropped", |c| &c.extra_dropped),
+        (c"window_events", |c| &c.window_events),
+        (c"late_events", |c| &c.late_events),
+        (c"too_late_events", |c| &c.too_late_events),
+        (c"duplicates", |c| &c.duplicates),
+        (c"dedup_overflows", |c| &c.dedup_overflows),
+    ];
 }
 
 /// Adds to a figure.

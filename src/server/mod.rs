@@ -26,3 +26,5 @@ pub(crate) mod reply;
 pub(crate) mod rows;
 pub(crate) mod state;
 pub(crate) mod streams;
+pub(crate) mod window_type;
+pub(crate) mod windows;

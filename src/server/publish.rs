@@ -1,15 +1,16 @@
 //! Applying an update on the primary: log, row and expiry in one unit.
 
-use crate::server::api::{Context, ServerString};
+use crate::server::api::{Context, LogLevel, ServerString};
 use crate::server::background;
 use crate::server::config;
 use crate::server::effects::{append_publish, Effects, PublishEntry};
 use crate::server::events::quietly;
 use crate::server::key::{Key, KeyType, Mode, Precision};
 use crate::server::logs::{add, Log};
-use crate::server::rows::{self, RowToChange};
+use crate::server::rows::{self, check_row, RowToChange};
 use crate::server::state::{PreparedView, Words, STATE};
 use crate::server::streams;
+use crate::server::windows::{Identity, Target};
 use feature_store_core::codec::{Append, Effect, Expiry, FieldEffect, LogEffect, RowChange, RowEffect};
 use feature_store_core::cursor::{trim_target, Cursor};
 use feature_store_core::error::shown;
@@ -34,17 +35,37 @@ pub(crate) struct Publication<'a> {
     pub(crate) update: &'a Update,
     /// The event time; `None`: now, or later if that is what takes effect.
     pub(crate) event_time_ms: Option<i64>,
-    /// Is an entry appended to the log, and with which event id?
-    pub(crate) log: Logging<'a>,
+    /// The event's id.
+    pub(crate) event_id: Option<&'a [u8]>,
+    /// Where it comes from.
+    pub(crate) source: Source,
 }
 
-/// Is an entry appended to the log?
-#[derive(Clone, Copy)]
-pub(crate) enum Logging<'a> {
-    /// No: NOLOG, LOG OFF, or the update comes from the log.
-    Off,
-    /// Yes, with the event's id if there is one.
-    On(Option<&'a [u8]>),
+/// Where an update comes from, which decides what it does beside changing its row.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// A command that logs it.
+    Command,
+    /// A command that does not: NOLOG, LOG OFF.
+    CommandWithoutLog,
+    /// This entry of the log.
+    Log(StreamId),
+    /// This entry of the log, again: windows have counted it.
+    Replay,
+    /// This entry of the log, again: windows have forgotten it.
+    ReplayWithWindows(StreamId),
+}
+
+impl Source {
+    /// When an event came, for the memory of events, and the entry that it has already.
+    fn arrival(self, now_ms: i64) -> (i64, Option<StreamId>) {
+        match self {
+            Source::Log(id) | Source::ReplayWithWindows(id) => {
+                (i64::try_from(id.ms).unwrap_or(i64::MAX).min(now_ms), Some(id))
+            }
+            Source::Command | Source::CommandWithoutLog | Source::Replay => (now_ms, None),
+        }
+    }
 }
 
 fn wrong_log(log: &Log) -> Error {
@@ -72,7 +93,8 @@ fn full_log(log: &Log) -> Error {
     Error::syntax(format!("the log of view '{}' has used up its ids and takes no more entries", log.view))
 }
 
-/// Applies an update. An error means that nothing was changed. Answers the id of the log's entry.
+/// Applies an update. An error means that nothing was changed. Answers the id of the log's entry; of an event that was
+/// seen before, that of its first one.
 pub(crate) fn apply(
     context: Context<'_>,
     words: &Words,
@@ -80,17 +102,40 @@ pub(crate) fn apply(
     now_ms: i64,
     effects: &mut Effects<'_>,
 ) -> Result<Option<StreamId>> {
-    let Publication { key, entity_id, prepared, update, event_time_ms, log: logging } = publication;
+    let Publication { key, entity_id, prepared, update, event_time_ms, event_id, source } = publication;
     let (view, log) = (&prepared.view, &prepared.log);
     add(&log.counters.extra_dropped, update.extra_dropped);
     if update.is_empty() {
         return Ok(None);
     }
-    let mut row = RowToChange::open(context, words, key, prepared)?;
-    let times = row.times.clone();
-    let event_time_ms = event_time_ms.unwrap_or_else(|| unstamped_time(&times, &mut row, update, now_ms));
-    let is_expired = is_expired_on_arrival(view, event_time_ms, now_ms);
-    let planned = if is_expired { None } else { plan(view, &times, &mut row, update, event_time_ms) };
+    let (arrived_ms, mut entry) = source.arrival(now_ms);
+    let windows = prepared.windows.as_ref().filter(|_| *source != Source::Replay);
+    let identity = event_id.map(|id| Identity { id, arrived_ms });
+    let mut target = windows.and_then(|w| Target::of(context, w, entity_id, update, identity));
+    if let Some(first) = target.as_ref().map(Target::check).transpose()?.flatten() {
+        add(&log.counters.duplicates, 1);
+        if !matches!(source, Source::ReplayWithWindows(_)) {
+            return Ok(first);
+        }
+        // The row is made again whatever windows say.
+        target = None;
+    }
+    // An update that carries nothing but inputs leaves its row alone.
+    let is_of_row = update.changes().iter().any(|c| view.features()[c.feature].is_stored());
+    let mut row = match is_of_row {
+        true => Some(RowToChange::open(context, words, key, prepared)?),
+        false => check_row(context, key).map(|()| None)?,
+    };
+    let times = row.as_ref().map(|row| row.times.clone()).unwrap_or_default();
+    let event_time_ms = event_time_ms.unwrap_or_else(|| match &mut row {
+        Some(row) => unstamped_time(view, &times, row, update, now_ms),
+        None => now_ms,
+    });
+    let is_expired = is_of_row && is_expired_on_arrival(view, event_time_ms, now_ms);
+    let planned = match &mut row {
+        Some(row) if !is_expired => plan(view, &times, row, update, event_time_ms),
+        _ => None,
+    };
 
     let fields = update.changes().iter().enumerate().map(|(i, change)| {
         let feature = &view.features()[change.feature];
@@ -101,21 +146,22 @@ pub(crate) fn apply(
             applied: !feature.input && planned.as_ref().is_some_and(|p| p.applied[i]),
         }
     });
-    let mut effect = RowEffect { event_time_ms, fields: fields.collect(), log: None, row: None };
+    let mut effect = RowEffect { event_time_ms, fields: fields.collect(), log: None, row: None, windows: None };
 
     // The log comes first: it is the only step that can still fail.
-    let mut id = None;
-    if let Logging::On(event_id) = *logging {
+    let mut appended_id = None;
+    if *source == Source::Command {
+        let event_id = *event_id;
         let stream = Key::open(context, &log.stream_key, Mode::Write);
         if !matches!(stream.key_type(), KeyType::Stream | KeyType::Empty) {
             return Err(wrong_log(log));
         }
-        let entry = PublishEntry { entity_id, view_name: &log.view_name, effect: &effect, event_id, id: None };
-        let appended = quietly(|| append_publish(context, &stream, &log.stream_key, &entry));
+        let told = PublishEntry { entity_id, view_name: &log.view_name, effect: &effect, event_id, id: None };
+        let appended = quietly(|| append_publish(context, &stream, &log.stream_key, &told));
         let appended = appended.ok_or_else(|| full_log(log))?;
         let trimmed_to = after_append(context, log, &stream, appended);
         effect.log = Some(Append { id: appended, event_id, trimmed_to });
-        id = Some(appended);
+        (appended_id, entry) = (Some(appended), Some(appended));
     }
 
     if is_expired {
@@ -123,7 +169,7 @@ pub(crate) fn apply(
     } else if effect.fields.iter().zip(update.changes()).any(|(f, c)| !f.applied && !view.features()[c.feature].input) {
         add(&log.counters.superseded, 1);
     }
-    if let Some(plan) = planned {
+    if let (Some(plan), Some(row)) = (planned, &row) {
         let newest = plan.updated_at_ms.or(times.updated_at_ms);
         let expiry = match (newest, view.ttl_ms) {
             (Some(newest), Some(ttl)) => {
@@ -146,13 +192,20 @@ pub(crate) fn apply(
         quietly(|| rows::write(context, words, row.key(), key, &log.view_name, &change, named));
         effect.row = Some(change);
     }
-    if effect.log.is_some() || effect.row.is_some() {
+    if let Some(target) = &target {
+        // The state's key was looked at above; only somebody who heard of our own events can have changed it since.
+        match target.feed(key, log, event_time_ms, now_ms, entry) {
+            Ok(change) => effect.windows = Some(change),
+            Err(error) => context.log(LogLevel::Warning, &format!("fs: windows were not fed: {error}")),
+        }
+    }
+    if effect.log.is_some() || effect.row.is_some() || effect.windows.is_some() {
         effects.push(key, &Effect::Row(effect));
     }
-    if id.is_some() {
+    if appended_id.is_some() {
         flush_if_due(context, log, effects);
     }
-    Ok(id)
+    Ok(appended_id)
 }
 
 /// Writes the position to the group every so often: trimming must never pass the cursor that a restart would find.

@@ -6,7 +6,7 @@ use crate::server::blocked::BlockedCaller;
 use crate::server::consumer::{against, read_batch};
 use crate::server::decoder::{decode_for_replay, Outcome};
 use crate::server::effects::Effects;
-use crate::server::publish::{apply, Logging, Publication};
+use crate::server::publish::{apply, Publication, Source};
 use crate::server::state::{words, STATE};
 use feature_store_core::keys::row_key;
 use feature_store_core::stream_id::StreamId;
@@ -30,6 +30,9 @@ pub(crate) struct Replay {
     pub(crate) replayed: u64,
     /// Entries that were no update of this version.
     pub(crate) refused: u64,
+    /// Windows count again what was counted before they were cleared: entries up to this one, and those that FS.PUBLISH
+    /// wrote. The consumer will count the others. `None`: windows are left alone.
+    pub(crate) windows: Option<StreamId>,
     /// Who waits for it.
     pub(crate) caller: BlockedCaller,
 }
@@ -91,6 +94,7 @@ fn step(context: Context<'_>, replay: &mut Replay, deadline: Deadline) -> Result
                 break;
             }
             let id = entry.id;
+            let counts = replay.windows.is_some_and(|consumed_to| id <= consumed_to || entry.is_applied());
             let decoded = decode_for_replay(entry, &against);
             let Outcome::Read(Ok(entry)) = decoded.outcome else {
                 replay.refused += 1;
@@ -110,7 +114,8 @@ fn step(context: Context<'_>, replay: &mut Replay, deadline: Deadline) -> Result
                         prepared: &prepared,
                         update,
                         event_time_ms: Some(entry.event_time_ms),
-                        log: Logging::Off,
+                        event_id: entry.event_id.as_deref(),
+                        source: if counts { Source::ReplayWithWindows(id) } else { Source::Replay },
                     };
                     match apply(context, &words, &publication, context.now_ms(), &mut effects) {
                         Ok(_) => replay.replayed += 1,

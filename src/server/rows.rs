@@ -3,15 +3,20 @@
 use crate::server::api::{Context, ServerString};
 use crate::server::key::{Key, KeyType, Mode};
 use crate::server::state::{PreparedView, Words};
+use crate::server::window_type::OtherType;
+use crate::server::windows::wrong_type as wrong_type_of_state;
 use feature_store_core::codec::{Expiry, RowChange};
+use feature_store_core::definition::FeatureView;
 use feature_store_core::error::shown;
 use feature_store_core::keys::{TIMES, UPDATED_AT};
 use feature_store_core::materialize::{RowFields, RowTimes, TimesChange};
-use feature_store_core::row::{serve, Served};
+use feature_store_core::row::{serve, serve_window, Served};
 use feature_store_core::time::format_unix_seconds;
+use feature_store_core::windows::state::{ReadAt, TooOld, WindowState};
 use feature_store_core::{Code, Error, Result};
 use redis_module::raw;
 use smallvec::SmallVec;
+use std::borrow::Cow;
 
 /// From this many look-ups on, one pass over the row beats looking each field up.
 const SCAN_FROM_LOOK_UPS: usize = 7;
@@ -53,6 +58,15 @@ pub(crate) struct Rows<'v> {
     /// Row by row, as many as features.
     fields: SmallVec<[Span; 32]>,
     rows: SmallVec<[RowFacts; 1]>,
+    /// By place: which of the windows asked for stands there. Empty when none is.
+    window_at: SmallVec<[Option<usize>; 8]>,
+    /// How many windows were asked for.
+    windows: usize,
+    /// What is served for them, row by row.
+    window_values: Vec<Served<'static>>,
+    /// The hash is read: there is something in it that was asked for.
+    reads_row: bool,
+    at: ReadAt,
 }
 
 struct RowFacts {
@@ -61,9 +75,20 @@ struct RowFacts {
 }
 
 impl<'v> Rows<'v> {
-    pub(crate) fn new(prepared: &'v PreparedView, features: &'v [usize], times: Times) -> Self {
-        let needs_times = times == Times::Always || features.iter().any(|f| prepared.view.age_ms_max(*f).is_some());
-        let look_ups = features.len() + if needs_times { 2 } else { 0 };
+    pub(crate) fn new(prepared: &'v PreparedView, features: &'v [usize], times: Times, at: ReadAt) -> Self {
+        let schema = prepared.view.features();
+        let (mut windows, mut window_at) = (0, SmallVec::new());
+        if prepared.windows.is_some() && features.iter().any(|f| schema[*f].window.is_some()) {
+            window_at.extend(features.iter().map(|f| {
+                schema[*f].window.is_some().then(|| {
+                    windows += 1;
+                    windows - 1
+                })
+            }));
+        }
+        let ages = |f: &usize| prepared.view.age_ms_max(*f).is_some() && schema[*f].is_stored();
+        let needs_times = times == Times::Always || matches!(at, ReadAt::Named(_)) || features.iter().any(ages);
+        let look_ups = features.len() - windows + if needs_times { 2 } else { 0 };
         let mut places = SmallVec::new();
         if look_ups >= SCAN_FROM_LOOK_UPS {
             places.resize(prepared.view.features().len(), NOT_ASKED);
@@ -77,6 +102,11 @@ impl<'v> Rows<'v> {
             bytes: SmallVec::new(),
             fields: SmallVec::new(),
             rows: SmallVec::new(),
+            window_at,
+            windows,
+            window_values: Vec::new(),
+            reads_row: times == Times::Always || windows < features.len(),
+            at,
         }
     }
 
@@ -85,13 +115,21 @@ impl<'v> Rows<'v> {
         self.bytes.clear();
         self.fields.clear();
         self.rows.clear();
+        self.window_values.clear();
     }
 
     /// Reads one more row. A missing row is a row without values.
     pub(crate) fn read(&mut self, context: Context<'_>, words: &Words, name: &ServerString) -> Result<()> {
-        let key = Key::open(context, name, Mode::Read);
         let first = self.fields.len();
         self.fields.resize(first + self.features.len(), ABSENT);
+        if self.windows > 0 {
+            self.read_windows(context, name)?;
+        }
+        if !self.reads_row {
+            self.rows.push(RowFacts { exists: false, times: RowTimes::default() });
+            return Ok(());
+        }
+        let key = Key::open(context, name, Mode::Read);
         let (exists, times) = match key.key_type() {
             KeyType::Hash if !self.places.is_empty() => (true, self.scan(&key, first)),
             KeyType::Hash => (true, self.look_up(&key, words, first)),
@@ -99,6 +137,30 @@ impl<'v> Rows<'v> {
             KeyType::Stream | KeyType::Other => return Err(wrong_type(name)),
         };
         self.rows.push(RowFacts { exists, times });
+        Ok(())
+    }
+
+    fn read_windows(&mut self, context: Context<'_>, name: &ServerString) -> Result<()> {
+        let PreparedView { view, windows, row_prefix, .. } = self.prepared;
+        let Some(windows) = windows else { return Ok(()) };
+        let state_name = windows.key_of(&name.bytes()[row_prefix.len()..]);
+        let mut key = Key::open(context, &state_name, Mode::Read);
+        let state = key.window_state().map_err(|OtherType| wrong_type_of_state(&state_name))?;
+        let state = state.as_deref().filter(|state| windows.counts(state));
+        let newest_ms = state.and_then(WindowState::newest_ms);
+        for (place, feature) in self.features.iter().enumerate() {
+            if self.window_at[place].is_none() {
+                continue;
+            }
+            let Some(window) = &view.features()[*feature].window else { continue };
+            let value = match state.and_then(|state| Some((state, windows.reading(view, *feature, state)?))) {
+                Some((state, reading)) => {
+                    state.read(&reading, self.at).map_err(|TooOld| too_old(view, *feature, name, self.at))?
+                }
+                None => window.function.over_no_events(),
+            };
+            self.window_values.push(serve_window(view, *feature, value, newest_ms));
+        }
         Ok(())
     }
 
@@ -131,17 +193,21 @@ impl<'v> Rows<'v> {
     }
 
     fn look_up(&mut self, key: &Key<'_>, words: &Words, first: usize) -> RowTimes {
-        let Rows { prepared, features, needs_times, bytes, fields, .. } = self;
-        let mut names: SmallVec<[&ServerString; 16]> = features.iter().map(|f| &prepared.names[*f]).collect();
+        let Rows { prepared, features, needs_times, bytes, fields, window_at, .. } = self;
+        // Windows stand in no hash.
+        let is_window = |place: usize| window_at.get(place).is_some_and(Option::is_some);
+        let stored: SmallVec<[usize; 16]> = (0..features.len()).filter(|place| !is_window(*place)).collect();
+        let mut names: SmallVec<[&ServerString; 16]> =
+            stored.iter().map(|place| &prepared.names[features[*place]]).collect();
         if *needs_times {
             names.extend([&words.updated_at, &words.times]);
         }
         let (mut updated_at, mut row_times) = (None, None);
         key.hash_get_each(&names, |i, value| {
             let span = keep(bytes, value);
-            match fields.get_mut(first + i) {
-                Some(slot) => *slot = span,
-                None if i == features.len() => updated_at = Some(span),
+            match stored.get(i) {
+                Some(place) => fields[first + place] = span,
+                None if i == stored.len() => updated_at = Some(span),
                 None => row_times = Some(span),
             }
         });
@@ -175,15 +241,35 @@ impl<'v> Rows<'v> {
 
     /// The stored form of the feature at a place of what was asked for.
     pub(crate) fn field(&self, row: usize, place: usize) -> Option<&[u8]> {
+        // A field of a window's name in the hash is somebody else's.
+        if matches!(self.window_at.get(place), Some(Some(_))) {
+            return None;
+        }
         let span = self.fields[row * self.features.len() + place];
         (span.start <= span.end).then(|| &self.bytes[span.start..span.end])
     }
 
     /// What a reader gets for it.
-    pub(crate) fn serve(&self, row: usize, place: usize, now_ms: i64) -> Served<'_> {
+    pub(crate) fn serve(&self, row: usize, place: usize) -> Cow<'_, Served<'_>> {
+        if let Some(Some(window)) = self.window_at.get(place) {
+            return Cow::Borrowed(&self.window_values[row * self.windows + window]);
+        }
         let field = self.field(row, place);
-        serve(&self.prepared.view, self.features[place], field, &self.rows[row].times, now_ms)
+        Cow::Owned(serve(&self.prepared.view, self.features[place], field, &self.rows[row].times, self.at))
     }
+}
+
+fn too_old(view: &FeatureView, feature: usize, key: &ServerString, at: ReadAt) -> Error {
+    Error::new(
+        Code::TooOld,
+        format!(
+            "feature '{}' of view '{}': the windows of key '{}' do not reach back to AT {}",
+            view.features()[feature].name,
+            view.name,
+            shown(key.bytes()),
+            at.ms()
+        ),
+    )
 }
 
 fn keep(bytes: &mut SmallVec<[u8; 512]>, value: &[u8]) -> Span {

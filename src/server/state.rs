@@ -3,6 +3,7 @@
 use crate::server::api::{Context, ServerString};
 use crate::server::background::Background;
 use crate::server::logs::Log;
+use crate::server::windows::PreparedWindows;
 use feature_store_core::definition::FeatureView;
 use feature_store_core::keys::{dead_letter_key, row_prefix, stream_key, RowKey, FEATURE_VIEW, TIMES, UPDATED_AT};
 use feature_store_core::log_entry::{APPLIED, ENTITY_ID, EVENT_ID, FEATURES, FEATURE_VIEW as ENTRY_VIEW, TIMESTAMP};
@@ -65,6 +66,8 @@ pub(crate) struct State {
 pub(crate) struct Counters {
     /// Rows given to readers.
     pub(crate) rows_served: u64,
+    /// Window states that an eviction took.
+    pub(crate) evicted_windows: u64,
 }
 
 struct Prepared {
@@ -82,6 +85,8 @@ pub(crate) struct PreparedView {
     pub(crate) names: Vec<ServerString>,
     /// The log that all versions share.
     pub(crate) log: Rc<Log>,
+    /// Its windows and the memory of events, where it has any.
+    pub(crate) windows: Option<PreparedWindows>,
     /// The last request for features by a list of names: a model asks for the same again and again.
     last_request: RefCell<Option<Rc<Request>>>,
 }
@@ -167,18 +172,30 @@ impl State {
         let versions = view
             .versions
             .iter()
-            .map(|(version, view)| {
+            .map(|(version, definition)| {
                 let prepared = PreparedView {
-                    view: Arc::clone(view),
+                    view: Arc::clone(definition),
                     row_prefix: row_prefix(name, *version),
-                    names: view.features().iter().map(|f| ServerString::new(f.name.as_bytes())).collect(),
+                    names: definition.features().iter().map(|f| ServerString::new(f.name.as_bytes())).collect(),
                     log: Rc::clone(&log),
+                    windows: PreparedWindows::of(
+                        definition,
+                        view.window_generations.get(version).copied().unwrap_or_default(),
+                    ),
                     last_request: RefCell::new(None),
                 };
                 (*version, Rc::new(prepared))
             })
             .collect();
         self.prepared.insert(name.to_owned(), Prepared { versions, log });
+    }
+
+    /// Makes all window states of a version void that are of an earlier generation.
+    pub(crate) fn clear_windows(&mut self, view: &str, version: u32, generation: u32) {
+        if let Ok(registered) = self.registry.view_mut(view.as_bytes()) {
+            registered.window_generations.insert(version, generation);
+            self.prepare(view);
+        }
     }
 
     /// The view that a row's key names.
