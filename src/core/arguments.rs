@@ -27,6 +27,11 @@ impl<'a> Arguments<'a> {
         self.items.first().copied()
     }
 
+    /// The argument after the next, left in place.
+    pub fn peek_second(&self) -> Option<&'a [u8]> {
+        self.items.get(1).copied()
+    }
+
     /// Takes the next argument if it is this word, in any case.
     pub fn take_word(&mut self, word: &str) -> bool {
         match self.items.split_first() {

@@ -205,9 +205,10 @@ impl fmt::Display for CodecError {
 
 impl std::error::Error for CodecError {}
 
-fn encode<T: bincode::Encode>(format: u8, value: &T, out: &mut Vec<u8>) {
-    out.push(format);
-    bincode::encode_into_std_write(value, out, configuration()).expect("plain values encode into memory");
+fn encode<T: bincode::Encode>(format: u8, value: &T, out: &mut impl std::io::Write) {
+    const INTO_MEMORY: &str = "plain values encode into memory";
+    out.write_all(&[format]).expect(INTO_MEMORY);
+    bincode::encode_into_std_write(value, out, configuration()).expect(INTO_MEMORY);
 }
 
 fn decode<'a, T: bincode::BorrowDecode<'a, ()>>(what: &str, format: u8, bytes: &'a [u8]) -> Result<T, CodecError> {
@@ -249,8 +250,8 @@ pub(crate) fn decode_plain<T: bincode::Decode<()>>(bytes: &[u8]) -> Result<T, Co
     }
 }
 
-/// Appends an effect.
-pub fn encode_effect(effect: &Effect<'_>, out: &mut Vec<u8>) {
+/// Appends an effect to a buffer in memory.
+pub fn encode_effect(effect: &Effect<'_>, out: &mut impl std::io::Write) {
     encode(EFFECT_FORMAT, effect, out);
 }
 

@@ -4,6 +4,7 @@
 //! it cannot be made elsewhere, is not `Send`, and lives only as long as the callback.
 
 use redis_module::raw;
+use smallvec::SmallVec;
 use std::ffi::{c_char, c_int, CStr};
 use std::marker::PhantomData;
 use std::ptr::{self, NonNull};
@@ -145,8 +146,8 @@ impl<'a> Context<'a> {
     }
 
     /// Sends a command to the replicas and the AOF.
-    pub(crate) fn replicate(self, command: &CStr, arguments: &[&ServerString]) {
-        let pointers: Vec<*mut raw::RedisModuleString> = arguments.iter().map(|s| s.as_ptr()).collect();
+    pub(crate) fn replicate(self, command: &CStr, arguments: &[ServerString]) {
+        let pointers: SmallVec<[*mut raw::RedisModuleString; 4]> = arguments.iter().map(ServerString::as_ptr).collect();
         // SAFETY: format `v` takes an array of strings and its length; the server takes its own references.
         unsafe {
             api!(RedisModule_Replicate(

@@ -16,6 +16,7 @@ use feature_store_core::log_entry::write_features;
 use feature_store_core::stream_id::StreamId;
 use feature_store_core::time::format_unix_seconds;
 use redis_module::raw;
+use smallvec::SmallVec;
 use std::ffi::CStr;
 
 /// The command that carries effects.
@@ -25,31 +26,29 @@ pub(crate) const COMMAND: &CStr = c"FS.EFFECT";
 /// told to all copies even if an error or a panic ends the unit early.
 pub(crate) struct Effects<'a> {
     context: Context<'a>,
-    arguments: Vec<ServerString>,
-    buffer: Vec<u8>,
+    arguments: SmallVec<[ServerString; 4]>,
 }
 
 impl Drop for Effects<'_> {
     fn drop(&mut self) {
         if !self.arguments.is_empty() {
-            let arguments: Vec<&ServerString> = self.arguments.iter().collect();
-            self.context.replicate(COMMAND, &arguments);
+            self.context.replicate(COMMAND, &self.arguments);
         }
     }
 }
 
 impl<'a> Effects<'a> {
     pub(crate) fn new(context: Context<'a>) -> Self {
-        Effects { context, arguments: Vec::with_capacity(2), buffer: Vec::with_capacity(256) }
+        Effects { context, arguments: SmallVec::new() }
     }
 
     /// Adds what happened to a key.
     pub(crate) fn push(&mut self, key: &ServerString, effect: &Effect<'_>) {
         // SAFETY: the key's string is alive.
         self.arguments.push(unsafe { ServerString::retained(key.as_ptr()) });
-        self.buffer.clear();
-        encode_effect(effect, &mut self.buffer);
-        self.arguments.push(ServerString::new(&self.buffer));
+        let mut bytes: SmallVec<[u8; 512]> = SmallVec::new();
+        encode_effect(effect, &mut bytes);
+        self.arguments.push(ServerString::new(&bytes));
     }
 
     /// Sends them as one command; nothing if nothing happened.

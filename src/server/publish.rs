@@ -112,7 +112,11 @@ pub(crate) fn apply(
     let windows = prepared.windows.as_ref().filter(|_| *source != Source::Replay);
     let identity = event_id.map(|id| Identity { id, arrived_ms });
     let mut target = windows.and_then(|w| Target::of(context, w, entity_id, update, identity));
-    if let Some(first) = target.as_ref().map(Target::check).transpose()?.flatten() {
+    // An update that carries nothing but inputs leaves its row alone.
+    let is_of_row = update.changes().iter().any(|c| view.features()[c.feature].is_stored());
+    // Where nothing else is written, feeding finds out by itself what else could be wrong.
+    let is_checked = target.as_ref().filter(|t| is_of_row || *source == Source::Command || t.is_remembered());
+    if let Some(first) = is_checked.map(Target::check).transpose()?.flatten() {
         add(&log.counters.duplicates, 1);
         if !matches!(source, Source::ReplayWithWindows(_)) {
             return Ok(first);
@@ -120,8 +124,6 @@ pub(crate) fn apply(
         // The row is made again whatever windows say.
         target = None;
     }
-    // An update that carries nothing but inputs leaves its row alone.
-    let is_of_row = update.changes().iter().any(|c| view.features()[c.feature].is_stored());
     let mut row = match is_of_row {
         true => Some(RowToChange::open(context, words, key, prepared)?),
         false => check_row(context, key).map(|()| None)?,
@@ -193,9 +195,10 @@ pub(crate) fn apply(
         effect.row = Some(change);
     }
     if let Some(target) = &target {
-        // The state's key was looked at above; only somebody who heard of our own events can have changed it since.
         match target.feed(key, log, event_time_ms, now_ms, entry) {
             Ok(change) => effect.windows = Some(change),
+            Err(error) if effect.log.is_none() && effect.row.is_none() => return Err(error),
+            // Only somebody who heard of our own events can have changed the key since it was checked.
             Err(error) => context.log(LogLevel::Warning, &format!("fs: windows were not fed: {error}")),
         }
     }

@@ -143,6 +143,11 @@ impl<'a, 'w> Target<'a, 'w> {
         Some(Target { context, windows, name: windows.key_of(entity_id), inputs, identity })
     }
 
+    /// Is the event's id looked up and remembered?
+    pub(crate) fn is_remembered(&self) -> bool {
+        self.identity.is_some()
+    }
+
     /// Refuses a key that holds something else. Answers the entry of the event if it was seen before.
     pub(crate) fn check(&self) -> Result<Option<Option<StreamId>>> {
         let mut key = Key::open(self.context, &self.name, Mode::Read);

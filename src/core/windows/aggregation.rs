@@ -206,11 +206,7 @@ impl WindowWords {
                 )))
             }
         };
-        let is_bare = function == Function::Count
-            && (self.length_ms.is_some()
-                || arguments
-                    .peek()
-                    .is_none_or(|next| OPTION_WORDS.iter().any(|w| next.eq_ignore_ascii_case(w.as_bytes()))));
+        let is_bare = function == Function::Count && names_no_input(arguments);
         let input = match is_bare {
             true => None,
             false => Some(input_name(arguments, function)?),
@@ -276,6 +272,13 @@ impl WindowWords {
         }
         Ok(Some(Window { function, input, weight, length_ms, hop_ms }))
     }
+}
+
+/// Is what follows COUNT no input: nothing, an option, or the next feature with its type?
+fn names_no_input(arguments: &Arguments<'_>) -> bool {
+    let is_option = |next: &[u8]| OPTION_WORDS.iter().any(|w| next.eq_ignore_ascii_case(w.as_bytes()));
+    arguments.peek().is_none_or(is_option)
+        || arguments.peek_second().is_some_and(|second| FeatureType::parse(second).is_ok())
 }
 
 fn k_of(arguments: &mut Arguments<'_>, function: &str, max: u64) -> Result<u32> {

@@ -224,8 +224,12 @@ impl Group {
     /// The first hop that it keeps when it reaches back from `anchor_ms`.
     pub(super) fn first_hop(&self, reach: Reach) -> i64 {
         let anchor = reach.anchor_ms.div_euclid(self.hop_ms);
-        // Events ahead of the clock must not make the state grow without bound where hops are short.
-        anchor.max(reach.newest_ms.div_euclid(self.hop_ms) - HOPS_AHEAD_MAX) - self.hops
+        match self.kind {
+            // It holds so many values, whatever their times.
+            Kind::Latest(..) => anchor - self.hops,
+            // Events ahead of the clock must not make the state grow without bound where hops are short.
+            _ => anchor.max(reach.newest_ms.div_euclid(self.hop_ms) - HOPS_AHEAD_MAX) - self.hops,
+        }
     }
 
     /// Most cells that it holds.

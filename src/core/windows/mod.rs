@@ -18,3 +18,6 @@ mod latest;
 mod percentile;
 mod timeline;
 mod vector_mean;
+
+#[cfg(test)]
+mod tests;
