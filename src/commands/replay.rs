@@ -90,7 +90,10 @@ fn clear_windows(context: Context<'_>, view: &FeatureView, log: &Log) -> StreamI
     consumer::look(context, log);
     let mut state = STATE.borrow_mut(context);
     let generations = state.registry.view(view.name.as_bytes()).map(|v| v.window_generations.clone());
-    let generation = generations.unwrap_or_default().get(&view.version).copied().unwrap_or_default() + 1;
+    let before = generations.unwrap_or_default().get(&view.version).copied().unwrap_or_default();
+    // The clock makes it greater than what a dropped view of that name had, whose states may still be there.
+    let seconds = u32::try_from(context.now_ms() / 1_000).unwrap_or(u32::MAX);
+    let generation = seconds.max(before.saturating_add(1));
     state.clear_windows(&view.name, view.version, generation);
     drop(state);
     let mut effects = Effects::new(context);

@@ -4,9 +4,11 @@ use super::{FIRST, VERSION, VIEW};
 use crate::server::acl::{Access, Caller};
 use crate::server::api::{Replication, ServerString};
 use crate::server::command::{Argument, Call, Command, Keys, Spec};
+use crate::server::key::{Key, KeyType, Mode};
 use crate::server::state::STATE;
+use crate::server::windows;
 use feature_store_core::arguments::{parse_number, parse_version};
-use feature_store_core::keys::row_prefix;
+use feature_store_core::keys::{row_prefix, window_prefix};
 use feature_store_core::{Error, Result};
 
 /// Lists entity ids.
@@ -50,15 +52,20 @@ impl Command for Scan {
                 arguments.finish()?;
             }
         }
-        let prefix = {
+        let (prefix, of_windows, has_windows) = {
             let state = STATE.borrow(context);
             let definition = state.registry.version(view, version)?;
-            row_prefix(&definition.name, definition.version)
+            let (name, version) = (&definition.name, definition.version);
+            let has_windows = state.prepared_version(name, version).is_some_and(|p| p.windows.is_some());
+            (row_prefix(name, version), window_prefix(name, version), has_windows)
         };
         // Names hold no characters that a pattern takes for its own.
-        let pattern = format!("{prefix}*");
+        let pattern = match has_windows {
+            true => format!("fs:[vw]{}*", &prefix["fs:v".len()..]),
+            false => format!("{prefix}*"),
+        };
         let count = count.min(i64::MAX as u64).to_string();
-        let scan: [&[u8]; 7] = [cursor, b"MATCH", pattern.as_bytes(), b"COUNT", count.as_bytes(), b"TYPE", b"hash"];
+        let scan: [&[u8]; 5] = [cursor, b"MATCH", pattern.as_bytes(), b"COUNT", count.as_bytes()];
         let reply = context.call(c"SCAN", &scan, Replication::Local);
         let reply = reply.as_element();
         let mut parts = reply.elements();
@@ -67,12 +74,22 @@ impl Command for Scan {
             return Err(Error::syntax(format!("the keys cannot be scanned: {why}")));
         };
         let caller = Caller::of(context);
-        let ids: Vec<&[u8]> = keys
+        let id_of = |key: &[u8]| {
+            let id = key.strip_prefix(prefix.as_bytes()).or_else(|| key.strip_prefix(of_windows.as_bytes()));
+            id.filter(|id| !id.is_empty()).map(<[u8]>::to_vec)
+        };
+        // An entity is listed by its row, or by its window state where it has no row.
+        let is_listed = |key: &[u8], id: &[u8]| {
+            let row = ServerString::new(&[prefix.as_bytes(), id].concat());
+            let is_row = Key::open(context, &row, Mode::Read).key_type() == KeyType::Hash;
+            let is_by_row = key.starts_with(prefix.as_bytes());
+            let has_state = || !is_by_row && windows::holds_state(context, &ServerString::new(key));
+            (if is_row { is_by_row } else { has_state() }) && caller.may(&row, Access::Read)
+        };
+        let ids: Vec<Vec<u8>> = keys
             .elements()
             .filter_map(|key| key.bytes())
-            .filter(|key| caller.may(&ServerString::new(key), Access::Read))
-            .filter_map(|key| key.strip_prefix(prefix.as_bytes()))
-            .filter(|id| !id.is_empty())
+            .filter_map(|key| id_of(key).filter(|id| is_listed(key, id)))
             .collect();
         context.reply_array(2);
         context.reply_bytes(next);

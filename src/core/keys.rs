@@ -122,9 +122,11 @@ pub fn window_prefix(view: &str, version: u32) -> String {
     format!("fs:w{version}:{view}:")
 }
 
-/// Is this the key of a window state?
-pub fn is_window_key(key: &[u8]) -> bool {
-    key.strip_prefix(b"fs:w").is_some_and(|rest| rest.first().is_some_and(u8::is_ascii_digit))
+/// The row to which a key of window state belongs; `None`: it is no such key.
+pub fn row_of_window_key(key: &[u8]) -> Option<Vec<u8>> {
+    let rest = key.strip_prefix(b"fs:w")?;
+    let row = [b"fs:v", rest].concat();
+    RowKey::parse(&row).is_ok().then_some(row)
 }
 
 /// The key of a row.

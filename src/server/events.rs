@@ -10,7 +10,7 @@ use crate::server::state::STATE;
 use crate::server::streams;
 use crate::server::windows;
 use feature_store_core::codec::Effect;
-use feature_store_core::keys::{is_window_key, RowKey};
+use feature_store_core::keys::{row_of_window_key, RowKey};
 use redis_module::raw;
 use std::ffi::{c_char, c_int, c_void, CStr};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -95,7 +95,11 @@ fn key_changed(context: Context<'_>, key: &[u8], event: &CStr) {
     }
     match event.to_bytes() {
         b"del" => row_deleted(context, key),
-        b"evicted" if is_window_key(key) => {
+        // A state that came from elsewhere belongs to what is counted now, however often that was cleared before.
+        b"restore" | b"copy_to" | b"rename_to" | b"move_to" if row_of_window_key(key).is_some() => {
+            windows::adopt(context, &ServerString::new(key));
+        }
+        b"evicted" if row_of_window_key(key).is_some() => {
             let evicted = {
                 let counters = &mut STATE.borrow_mut(context).counters;
                 counters.evicted_windows += 1;

@@ -16,6 +16,9 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 const TYPE_NAME: &CStr = c"fs-window";
 const ENCODING_VERSION: c_int = 1;
 
+/// What the server keeps beside a module's value, and leaves out of MEMORY USAGE: an object and a pointer to the type.
+const SERVER_HEADER_BYTES: usize = 32;
+
 static TYPE: AtomicPtr<raw::RedisModuleType> = AtomicPtr::new(ptr::null_mut());
 
 /// The key holds something that is no window state.
@@ -144,7 +147,8 @@ unsafe extern "C" fn mem_usage(
     _samples: usize,
 ) -> usize {
     // SAFETY: the value is alive during the callback.
-    catch_unwind(AssertUnwindSafe(|| unsafe { state(value).bytes() })).unwrap_or(0)
+    let bytes = catch_unwind(AssertUnwindSafe(|| unsafe { state(value).bytes() })).unwrap_or(0);
+    bytes + SERVER_HEADER_BYTES
 }
 
 unsafe extern "C" fn free_effort(_options: *mut raw::RedisModuleKeyOptCtx, value: *const c_void) -> usize {
@@ -182,12 +186,9 @@ unsafe extern "C" fn defrag(
         unsafe {
             *value = moved(context, (*value).cast::<WindowState>()).cast();
             (*(*value).cast::<WindowState>()).with_words(|words| {
-                if words.capacity() == 0 {
-                    return words;
-                }
-                let mut words = std::mem::ManuallyDrop::new(words);
-                let block = moved(context, words.as_mut_ptr());
-                Vec::from_raw_parts(block, words.len(), words.capacity())
+                let length = words.len();
+                let block = moved(context, Box::into_raw(words).cast::<u64>());
+                Box::from_raw(ptr::slice_from_raw_parts_mut(block, length))
             });
         }
     }));

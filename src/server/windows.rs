@@ -5,17 +5,17 @@ use crate::server::config;
 use crate::server::events::quietly;
 use crate::server::key::{Key, Mode};
 use crate::server::logs::{add, Log};
-use crate::server::state::PreparedView;
+use crate::server::state::{PreparedView, STATE};
 use crate::server::window_type::OtherType;
 use feature_store_core::codec::{StateChange, WindowEffect};
 use feature_store_core::definition::FeatureView;
 use feature_store_core::error::shown;
-use feature_store_core::keys::{window_prefix, RowKey};
+use feature_store_core::keys::{row_of_window_key, window_prefix, RowKey};
 use feature_store_core::stream_id::StreamId;
 use feature_store_core::update::Update;
 use feature_store_core::windows::layout::{Layout, Reading};
 use feature_store_core::windows::seen::Sighting;
-use feature_store_core::windows::state::{Event, Fed, WindowState};
+use feature_store_core::windows::state::{is_stored_form, Event, Fed, WindowState};
 use feature_store_core::{Code, Error, Result};
 use redis_module::raw;
 use smallvec::SmallVec;
@@ -251,7 +251,8 @@ pub(crate) fn execute_from_primary<'f>(
     let mut inputs: SmallVec<[Option<&[u8]>; 8]> = SmallVec::from_elem(None, layout.inputs.len());
     for (feature, field) in fields {
         if let Some(input) = layout.input(feature) {
-            inputs[input] = field;
+            // A damaged AOF may say anything; what is kept must be what can be loaded again.
+            inputs[input] = field.filter(|field| is_stored_form(layout.inputs[input].ty, field));
         }
     }
     execute(context, &mut key, row_name, effect, event_time_ms, &inputs).map(|_| ())
@@ -261,13 +262,31 @@ fn key_of_row(row: &RowKey<'_>) -> ServerString {
     ServerString::new(&[window_prefix(row.view, row.version).as_bytes(), row.entity_id].concat())
 }
 
-fn holds_state(context: Context<'_>, name: &ServerString) -> bool {
+/// Does the key hold window state?
+pub(crate) fn holds_state(context: Context<'_>, name: &ServerString) -> bool {
     matches!(Key::open(context, name, Mode::Read).window_state(), Ok(Some(_)))
 }
 
 /// Has the row window state?
 pub(crate) fn are_there(context: Context<'_>, row: &RowKey<'_>) -> bool {
     holds_state(context, &key_of_row(row))
+}
+
+/// Makes a state count that was put in place from outside.
+pub(crate) fn adopt(context: Context<'_>, name: &ServerString) {
+    let Some(row) = row_of_window_key(name.bytes()) else { return };
+    let prepared = RowKey::parse(&row).and_then(|row| STATE.borrow(context).view_of(&row));
+    let Ok(prepared) = prepared else { return };
+    let Some(windows) = &prepared.windows else { return };
+    let stale = matches!(
+        Key::open(context, name, Mode::Read).window_state(),
+        Ok(Some(state)) if state.generation() != windows.generation
+    );
+    if stale {
+        if let Ok(Some(state)) = Key::open(context, name, Mode::Write).window_state() {
+            state.set_generation(windows.generation);
+        }
+    }
 }
 
 /// Deletes the window state of a row. Answers whether there was one.

@@ -1,4 +1,4 @@
-//! Distinct values of a sliding window: exact while few, then a sliding HyperLogLog.
+//! Distinct values of a sliding window: exact while it holds few, else by a sliding HyperLogLog.
 //!
 //! A HyperLogLog keeps in each register the greatest rank of the values that fell to it. Here a register keeps a list:
 //! each rank with its newest hop, unless a rank as great came later (Chabchoub, Hebrail, 2010). The greatest rank since
@@ -7,8 +7,8 @@
 
 use xxhash_rust::xxh3::xxh3_64;
 
-/// So many values are told apart exactly.
-const EXACT_MAX: usize = 256;
+/// So many of the latest values are told apart exactly.
+const LATEST_MAX: usize = 256;
 /// Registers, as a power of two: 2,048, for a standard error of 1.04 / sqrt(2048) = 2.3 percent.
 const PRECISION: u32 = 11;
 const REGISTERS: usize = 1 << PRECISION;
@@ -18,21 +18,26 @@ const STAMP_BITS: u32 = 15;
 const RANK_BITS: u32 = 6;
 const STAMP_MAX: i64 = (1 << STAMP_BITS) - 1;
 /// A register's list is strictly falling in rank, so it holds at most this many entries; on average 2 to 10.
-pub(super) const BYTES_MAX: u64 = (REGISTERS as u64) * RANK_MAX as u64 * 4;
+pub(super) const BYTES_MAX: u64 = (REGISTERS as u64) * RANK_MAX as u64 * 4 * 9 / 8 + 16 * LATEST_MAX as u64 + 64;
 
 /// Distinct values by the newest hop in which they came.
-#[derive(Debug, Clone, PartialEq, bincode::Encode, bincode::Decode)]
-pub(super) enum Distinct {
-    /// Hashes, rising, with their hop.
-    Exact(Vec<(u64, i64)>),
-    /// Entries, rising: register, hop counted from `base`, rank.
-    Sketch { base: i64, entries: Vec<u32> },
+#[derive(Debug, Clone, Default, PartialEq, bincode::Encode, bincode::Decode)]
+pub(super) struct Distinct {
+    /// The latest values: their hashes, rising, with their hop.
+    latest: Vec<(u64, i64)>,
+    /// The newest hop of a value that had no place among the latest. Windows that begin later are counted exactly.
+    dropped: Option<i64>,
+    /// All values, as soon as one had no place.
+    sketch: Option<Box<Sketch>>,
 }
 
-impl Default for Distinct {
-    fn default() -> Self {
-        Distinct::Exact(Vec::new())
-    }
+/// A sliding HyperLogLog.
+#[derive(Debug, Clone, Default, PartialEq, bincode::Encode, bincode::Decode)]
+struct Sketch {
+    /// Hops are counted from here.
+    base: i64,
+    /// Rising: register, hop, rank.
+    entries: Vec<u32>,
 }
 
 fn entry(register: u32, stamp: i64, rank: u32) -> u32 {
@@ -54,43 +59,93 @@ fn rank_of(entry: u32) -> u32 {
 impl Distinct {
     /// Takes in a value. Hops before `first_hop` are forgotten.
     pub(super) fn add(&mut self, value: &[u8], hop: i64, first_hop: i64) {
-        let hash = xxh3_64(value);
-        match self {
-            Distinct::Exact(hashes) => match hashes.binary_search_by_key(&hash, |(h, _)| *h) {
-                Ok(i) => hashes[i].1 = hashes[i].1.max(hop),
-                Err(i) if hashes.len() < EXACT_MAX => {
-                    hashes.reserve_exact(if hashes.len() == hashes.capacity() { 1 + hashes.len() / 4 } else { 0 });
-                    hashes.insert(i, (hash, hop));
-                }
-                Err(_) => {
-                    self.forget_before(first_hop);
-                    self.add_beyond_exact(hash, hop, first_hop);
-                }
-            },
-            Distinct::Sketch { .. } => self.add_hash(hash, hop, first_hop),
-        }
-    }
-
-    fn add_beyond_exact(&mut self, hash: u64, hop: i64, first_hop: i64) {
-        if let Distinct::Exact(hashes) = self {
-            if hashes.len() < EXACT_MAX {
-                let place = hashes.partition_point(|(h, _)| *h < hash);
-                hashes.insert(place, (hash, hop));
-                return;
-            }
-            let hashes = std::mem::take(hashes);
-            *self = Distinct::Sketch { base: first_hop, entries: Vec::with_capacity(2 * EXACT_MAX) };
-            hashes.into_iter().for_each(|(hash, hop)| self.add_hash(hash, hop, first_hop));
-        }
-        self.add_hash(hash, hop, first_hop);
+        self.add_hash(xxh3_64(value), hop, first_hop);
     }
 
     fn add_hash(&mut self, hash: u64, hop: i64, first_hop: i64) {
-        let Distinct::Sketch { base, .. } = self else { return };
-        if hop < *base || hop - *base > STAMP_MAX {
+        if let Some(sketch) = &mut self.sketch {
+            sketch.add(hash, hop, first_hop);
+        }
+        match self.latest.binary_search_by_key(&hash, |(h, _)| *h) {
+            Ok(i) => self.latest[i].1 = self.latest[i].1.max(hop),
+            Err(_) => {
+                if self.latest.len() == LATEST_MAX {
+                    self.forget_before(first_hop);
+                }
+                let full = self.latest.len() == LATEST_MAX;
+                if full && self.sketch.is_none() {
+                    let mut sketch = Sketch { base: first_hop, entries: Vec::with_capacity(2 * LATEST_MAX) };
+                    self.latest.iter().for_each(|(hash, hop)| sketch.add(*hash, *hop, first_hop));
+                    sketch.add(hash, hop, first_hop);
+                    self.sketch = Some(Box::new(sketch));
+                }
+                if full {
+                    let oldest = (0..LATEST_MAX).min_by_key(|i| self.latest[*i].1).unwrap_or_default();
+                    if self.latest[oldest].1 >= hop {
+                        self.dropped = self.dropped.max(Some(hop));
+                        return;
+                    }
+                    self.dropped = self.dropped.max(Some(self.latest.remove(oldest).1));
+                }
+                let place = self.latest.partition_point(|(h, _)| *h < hash);
+                if self.latest.len() == self.latest.capacity() {
+                    self.latest.reserve_exact(1 + self.latest.len() / 4);
+                }
+                self.latest.insert(place, (hash, hop));
+            }
+        }
+    }
+
+    pub(super) fn forget_before(&mut self, hop: i64) {
+        self.latest.retain(|(_, h)| *h >= hop);
+        if let Some(sketch) = &mut self.sketch {
+            sketch.forget_before(hop);
+        }
+        if self.dropped.is_some_and(|dropped| dropped < hop) {
+            self.dropped = None;
+            self.sketch = None;
+        }
+    }
+
+    /// How many distinct values came in hops from `from` on: exact where the latest are all, else about.
+    pub(super) fn count(&self, from: i64) -> i64 {
+        match &self.sketch {
+            Some(sketch) if self.dropped.is_some_and(|dropped| dropped >= from) => sketch.count(from),
+            _ => self.latest.iter().filter(|(_, hop)| *hop >= from).count() as i64,
+        }
+    }
+
+    pub(super) fn divide_hops(&mut self, factor: i64) {
+        self.latest.iter_mut().for_each(|(_, hop)| *hop *= factor);
+        self.dropped = self.dropped.map(|hop| hop * factor);
+        if let Some(sketch) = &mut self.sketch {
+            sketch.divide_hops(factor);
+        }
+    }
+
+    pub(super) fn heap_bytes(&self) -> usize {
+        let sketch = self.sketch.as_ref();
+        self.latest.capacity() * size_of::<(u64, i64)>()
+            + sketch.map_or(0, |s| size_of::<Sketch>() + s.entries.capacity() * size_of::<u32>())
+    }
+
+    /// Is it as this code writes it? `newest_hop`: none is later.
+    pub(super) fn is_sound(&self, newest_hop: i64) -> bool {
+        self.latest.len() <= LATEST_MAX
+            && self.latest.windows(2).all(|pair| pair[0].0 < pair[1].0)
+            && self.latest.iter().all(|(_, hop)| *hop <= newest_hop && hop.unsigned_abs() < 1 << 56)
+            && self.dropped.is_none_or(|hop| hop <= newest_hop && hop.unsigned_abs() < 1 << 56)
+            && self.dropped.is_some() == self.sketch.is_some()
+            && self.sketch.as_ref().is_none_or(|sketch| sketch.is_sound(newest_hop))
+    }
+}
+
+impl Sketch {
+    fn add(&mut self, hash: u64, hop: i64, first_hop: i64) {
+        if hop < self.base || hop - self.base > STAMP_MAX {
             self.rebase(first_hop.min(hop));
         }
-        let Distinct::Sketch { base, entries } = self else { return };
+        let Sketch { base, entries } = self;
         let stamp = (hop - *base).clamp(0, STAMP_MAX);
         let register = (hash >> (64 - PRECISION)) as u32;
         let rank = (hash << PRECISION).leading_zeros().min(64 - PRECISION) + 1;
@@ -118,95 +173,62 @@ impl Distinct {
     }
 
     /// Counts hops from another one; what lies before it is forgotten.
-    fn rebase(&mut self, new_base: i64) {
-        if let Distinct::Sketch { base, entries } = self {
-            let moved = *base - new_base;
-            entries.retain_mut(|e| {
-                let stamp = stamp_of(*e) + moved;
-                *e = entry(register_of(*e), stamp.clamp(0, STAMP_MAX), rank_of(*e));
-                stamp >= 0
-            });
-            *base = new_base;
+    fn rebase(&mut self, base: i64) {
+        let moved = self.base - base;
+        self.entries.retain_mut(|e| {
+            let stamp = stamp_of(*e) + moved;
+            *e = entry(register_of(*e), stamp.clamp(0, STAMP_MAX), rank_of(*e));
+            stamp >= 0
+        });
+        self.base = base;
+    }
+
+    fn forget_before(&mut self, hop: i64) {
+        let base = self.base;
+        if hop > base {
+            self.entries.retain(|e| base + stamp_of(*e) >= hop);
         }
     }
 
-    pub(super) fn forget_before(&mut self, hop: i64) {
-        match self {
-            Distinct::Exact(hashes) => hashes.retain(|(_, h)| *h >= hop),
-            Distinct::Sketch { base, entries } => {
-                if hop > *base {
-                    entries.retain(|e| *base + stamp_of(*e) >= hop);
-                    if entries.is_empty() {
-                        *self = Distinct::default();
-                    }
-                }
+    fn count(&self, from: i64) -> i64 {
+        let mut registers = [0u32; RANK_MAX as usize + 1];
+        registers[0] = REGISTERS as u32;
+        let mut last = None;
+        for e in self.entries.iter().filter(|e| self.base + stamp_of(**e) >= from) {
+            // The first of a register's list is its greatest rank.
+            if last.replace(register_of(*e)) != Some(register_of(*e)) {
+                registers[rank_of(*e) as usize] += 1;
+                registers[0] -= 1;
             }
         }
+        estimate(&registers).round() as i64
     }
 
-    /// About how many distinct values came in hops from `from` on.
-    pub(super) fn count(&self, from: i64) -> i64 {
-        match self {
-            Distinct::Exact(hashes) => hashes.iter().filter(|(_, hop)| *hop >= from).count() as i64,
-            Distinct::Sketch { base, entries } => {
-                let mut registers = [0u32; RANK_MAX as usize + 1];
-                registers[0] = REGISTERS as u32;
-                let mut last = None;
-                for e in entries.iter().filter(|e| *base + stamp_of(**e) >= from) {
-                    // The first of a register's list is its greatest rank.
-                    if last.replace(register_of(*e)) != Some(register_of(*e)) {
-                        registers[rank_of(*e) as usize] += 1;
-                        registers[0] -= 1;
-                    }
-                }
-                estimate(&registers).round() as i64
-            }
-        }
+    fn divide_hops(&mut self, factor: i64) {
+        let newest = self.entries.iter().map(|e| stamp_of(*e) * factor).max().unwrap_or_default();
+        // Hops that lie too far back for a stamp are older than anything that is still asked for.
+        let moved = (newest - STAMP_MAX).max(0);
+        self.base = self.base * factor + moved;
+        self.entries.retain_mut(|e| {
+            let stamp = stamp_of(*e) * factor - moved;
+            *e = entry(register_of(*e), stamp.max(0), rank_of(*e));
+            stamp >= 0
+        });
     }
 
-    pub(super) fn divide_hops(&mut self, factor: i64) {
-        match self {
-            Distinct::Exact(hashes) => hashes.iter_mut().for_each(|(_, hop)| *hop *= factor),
-            Distinct::Sketch { base, entries } => {
-                let newest = entries.iter().map(|e| stamp_of(*e) * factor).max().unwrap_or_default();
-                // Hops that lie too far back for a stamp are older than anything that is still asked for.
-                let moved = (newest - STAMP_MAX).max(0);
-                *base = *base * factor + moved;
-                entries.retain_mut(|e| {
-                    let stamp = stamp_of(*e) * factor - moved;
-                    *e = entry(register_of(*e), stamp.max(0), rank_of(*e));
-                    stamp >= 0
-                });
-            }
-        }
-    }
-
-    pub(super) fn heap_bytes(&self) -> usize {
-        match self {
-            Distinct::Exact(hashes) => hashes.capacity() * size_of::<(u64, i64)>(),
-            Distinct::Sketch { entries, .. } => entries.capacity() * size_of::<u32>(),
-        }
-    }
-
-    pub(super) fn is_sound(&self) -> bool {
-        let is_hop = |hop: i64| hop.unsigned_abs() < 1 << 56;
-        match self {
-            Distinct::Exact(hashes) => {
-                hashes.len() <= EXACT_MAX
-                    && hashes.windows(2).all(|pair| pair[0].0 < pair[1].0)
-                    && hashes.iter().all(|(_, hop)| is_hop(*hop))
-            }
-            Distinct::Sketch { base, entries } => {
-                is_hop(*base)
-                    && entries.iter().all(|e| (1..=RANK_MAX).contains(&rank_of(*e)))
-                    && entries.windows(2).all(|pair| {
-                        register_of(pair[0]) < register_of(pair[1])
-                            || (register_of(pair[0]) == register_of(pair[1])
-                                && stamp_of(pair[0]) < stamp_of(pair[1])
-                                && rank_of(pair[0]) > rank_of(pair[1]))
-                    })
-            }
-        }
+    fn is_sound(&self, newest_hop: i64) -> bool {
+        let is_before = |pair: &[u32]| {
+            register_of(pair[0]) < register_of(pair[1])
+                || (register_of(pair[0]) == register_of(pair[1])
+                    && stamp_of(pair[0]) < stamp_of(pair[1])
+                    && rank_of(pair[0]) > rank_of(pair[1]))
+        };
+        self.base.unsigned_abs() < 1 << 56
+            && self.entries.windows(2).all(is_before)
+            && self
+                .entries
+                .iter()
+                .all(|e| (1..=RANK_MAX).contains(&rank_of(*e)) && self.base + stamp_of(*e) <= newest_hop)
     }
 }
 
@@ -269,12 +291,12 @@ mod tests {
             values in proptest::collection::vec((0u32..5_000, 0i64..40), 300..900), from in 0i64..40,
         ) {
             let sketch = |values: &[(u32, i64)]| {
-                let mut distinct = Distinct::Sketch { base: 0, entries: Vec::new() };
-                values.iter().for_each(|(v, hop)| distinct.add(&v.to_le_bytes(), *hop, 0));
-                distinct
+                let mut sketch = Sketch::default();
+                values.iter().for_each(|(v, hop)| sketch.add(xxh3_64(&v.to_le_bytes()), *hop, 0));
+                sketch
             };
             let all = sketch(&values);
-            prop_assert!(all.is_sound());
+            prop_assert!(all.is_sound(40));
             let alone: Vec<_> = values.iter().copied().filter(|(_, hop)| *hop >= from).collect();
             prop_assert_eq!(all.count(from), sketch(&alone).count(0));
             let mut forgotten = all.clone();
@@ -283,6 +305,27 @@ mod tests {
             let mut reversed = values.clone();
             reversed.reverse();
             prop_assert_eq!(sketch(&reversed), all);
+        }
+
+        #[test]
+        fn a_window_of_few_values_is_counted_exactly_whatever_the_state_holds(
+            values in proptest::collection::vec((0u32..2_000, 0i64..40), 300..1_500),
+        ) {
+            let mut distinct = Distinct::default();
+            for (value, hop) in &values {
+                distinct.add(&value.to_le_bytes(), *hop, 0);
+            }
+            prop_assert!(distinct.is_sound(40));
+            for from in 0..41 {
+                let mut inside: Vec<u32> = values.iter().filter(|(_, hop)| *hop >= from).map(|(v, _)| *v).collect();
+                inside.sort_unstable();
+                inside.dedup();
+                let got = distinct.count(from);
+                if inside.len() <= LATEST_MAX {
+                    prop_assert_eq!(got, inside.len() as i64);
+                }
+                prop_assert!((got - inside.len() as i64).abs() <= inside.len() as i64 / 8 + 3);
+            }
         }
     }
 }

@@ -90,7 +90,7 @@ impl Histogram {
             + self.hops.cells().map(|c| c.capacity() * size_of::<(u16, u32)>()).sum::<usize>()
     }
 
-    pub(super) fn is_sound(&self, cells_max: usize, mut value_is_sound: impl FnMut(&[u8]) -> bool) -> bool {
+    pub(super) fn is_sound(&self, newest_hop: i64, mut value_is_sound: impl FnMut(&[u8]) -> bool) -> bool {
         let mut totals = vec![0u64; self.values.len()];
         let counts_are_sound = |counts: &Counts| {
             counts.windows(2).all(|pair| pair[0].0 < pair[1].0)
@@ -102,7 +102,7 @@ impl Histogram {
                     None => false,
                 })
         };
-        let hops_are_sound = self.values.len() <= VALUES_MAX && self.hops.is_sound(cells_max, counts_are_sound);
+        let hops_are_sound = self.values.len() <= VALUES_MAX && self.hops.is_sound(newest_hop, counts_are_sound);
         // Counts that were full stand still, so that the total may be greater than they say.
         hops_are_sound
             && self

@@ -1,5 +1,8 @@
 //! The latest values of an input, by event time.
 
+/// Of values that lie ahead of the clock, so many are kept at least.
+pub(super) const AHEAD_MIN: usize = 64;
+
 /// The newest values, newest first. At equal times the later arrival stands first.
 #[derive(Debug, Clone, Default, PartialEq, bincode::Encode, bincode::Decode)]
 pub(super) struct Latest {
@@ -12,20 +15,17 @@ impl Latest {
     /// Takes in a value. `now_ms`: values that lie ahead of this clock do not push out those that do not.
     pub(super) fn add(&mut self, time_ms: i64, value: &[u8], k: usize, now_ms: i64) {
         let place = self.entries.partition_point(|(t, _)| *t > time_ms);
-        let ahead = self.entries.partition_point(|(t, _)| *t > now_ms) + usize::from(time_ms > now_ms);
-        if place >= k + ahead.min(k) {
-            self.note_dropped(time_ms);
-            return;
-        }
         self.entries.insert(place, (time_ms, value.into()));
-        // Too many ahead: those nearest to the clock go, the newest will be asked for.
-        if ahead > k {
-            let (time_ms, _) = self.entries.remove(ahead - 1);
+        let mut ahead = self.entries.partition_point(|(t, _)| *t > now_ms);
+        // Too many ahead: those nearest to the clock go, so that the newest of all is never lost.
+        while ahead > k.max(AHEAD_MIN) {
+            ahead -= 1;
+            let (time_ms, _) = self.entries.remove(ahead);
             self.note_dropped(time_ms);
         }
-        while self.entries.len() > k + ahead.min(k) {
-            let (time_ms, _) = self.entries.pop().expect("more than k");
-            self.note_dropped(time_ms);
+        while self.entries.len() > k + ahead {
+            let dropped = self.entries.pop();
+            dropped.into_iter().for_each(|(time_ms, _)| self.note_dropped(time_ms));
         }
     }
 
@@ -56,8 +56,10 @@ impl Latest {
             + self.entries.iter().map(|(_, v)| v.len()).sum::<usize>()
     }
 
-    pub(super) fn is_sound(&self, k: usize, mut value_is_sound: impl FnMut(&[u8]) -> bool) -> bool {
-        self.entries.len() <= 2 * k
+    pub(super) fn is_sound(&self, k: usize, newest_ms: i64, mut value_is_sound: impl FnMut(&[u8]) -> bool) -> bool {
+        self.entries.len() <= k + k.max(AHEAD_MIN)
+            && self.entries.first().is_none_or(|(t, _)| *t <= newest_ms)
+            && self.dropped_ms.is_none_or(|t| t <= newest_ms)
             && self.entries.windows(2).all(|pair| pair[0].0 >= pair[1].0)
             && self.entries.iter().all(|(_, value)| value_is_sound(value))
     }

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, Weak};
 
 /// Hops that a group keeps beyond its windows for events that lie ahead of the clock.
-pub(super) const HOPS_AHEAD_MAX: i64 = 4_096;
+pub(super) const HOPS_AHEAD_MAX: i64 = 16_000;
 /// Most hops in a group of distinct counts: their stamps have 15 bits.
 const DISTINCT_HOPS_MAX: i64 = 16_384;
 /// More than any view's layout takes: 4,096 features.
@@ -158,11 +158,7 @@ impl Group {
             Function::TopK(_) | Function::Histogram => Kind::Histogram(of),
             Function::MeanVector => Kind::VectorMean(of, weight),
         };
-        match kind {
-            // Events keep their own times here; hops only say how far back they matter.
-            Kind::Latest(..) => Group { kind, hop_ms: 1, hops: window.length_ms + window.hop_ms },
-            _ => Group { kind, hop_ms: window.hop_ms, hops: window.hops() },
-        }
+        Group { kind, hop_ms: window.hop_ms, hops: window.hops() }
     }
 
     /// Memory at its bound, in words of 8 bytes, to compare with others of its kind.
@@ -232,26 +228,35 @@ impl Group {
         }
     }
 
-    /// Most cells that it holds.
-    pub(super) fn cells_max(&self) -> usize {
-        usize::try_from(self.hops + 1 + HOPS_AHEAD_MAX).unwrap_or(usize::MAX)
-    }
-
-    /// The most bytes that it takes, less those of values that have no fixed size. `skew_ms`: how far events may lie
-    /// ahead of the clock.
+    /// The most bytes that a state takes for it, fixed parts included, but without the bytes of STRING and LIST values.
+    /// `skew_ms`: how far events may lie ahead of the clock.
     pub fn bytes_max(&self, layout: &Layout, skew_ms: i64) -> u64 {
         let ahead = (skew_ms / self.hop_ms + 1).min(HOPS_AHEAD_MAX);
         let cells = (self.hops + 1 + ahead).unsigned_abs();
-        match self.kind {
+        // Numbers are kept as text of up to 24 bytes, vectors as they are.
+        let value = |input: u32| match layout.inputs.get(input as usize).map(|i| i.ty) {
+            Some(FeatureType::Vector(n)) => 4 * u64::from(n),
+            Some(FeatureType::String | FeatureType::List) => 0,
+            _ => 24,
+        };
+        // Blocks grow by an eighth, some by a quarter, at a time.
+        let own = match self.kind {
             // The count, the columns, and what rounding took from the sum.
-            Kind::Moments { columns, .. } => 8 + cells * 8 * (1 + columns.count() as u64 + u64::from(columns.sum)),
-            Kind::First(_) => cells * 40,
-            Kind::Latest(_, k) => 32 + 2 * u64::from(k) * 40,
+            Kind::Moments { columns, .. } => cells * 8 * (1 + columns.count() as u64 + u64::from(columns.sum)),
+            Kind::First(input) => cells * (32 + value(input)) * 9 / 8,
+            Kind::Latest(input, k) => {
+                let (k, ahead) = (u64::from(k), super::latest::AHEAD_MIN as u64);
+                (k + k.max(ahead)) * (24 + value(input)) * 2
+            }
             Kind::Distinct(_) => super::distinct::BYTES_MAX,
-            Kind::Percentile(_) => cells * (40 + 8 * super::percentile::BINS_MAX as u64),
-            Kind::Histogram(_) => cells * (40 + 8 * super::histogram::VALUES_MAX as u64) + 24 * 256,
-            Kind::VectorMean(input, _) => cells * (48 + 8 * u64::from(layout.dimensions(input))),
-        }
+            Kind::Percentile(_) => cells * (32 + 8 * super::percentile::BINS_MAX as u64) * 5 / 4,
+            Kind::Histogram(input) => {
+                let values = super::histogram::VALUES_MAX as u64;
+                cells * (32 + 8 * values) * 5 / 4 + values * (24 + value(input)) * 2
+            }
+            Kind::VectorMean(input, _) => cells * (40 + 8 * u64::from(layout.dimensions(input))) * 9 / 8,
+        };
+        own + super::state::fixed_bytes(layout) as u64
     }
 }
 

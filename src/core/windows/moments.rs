@@ -122,7 +122,7 @@ impl Place {
     /// Gives each sum a second word.
     fn add_second(&mut self, words: &mut Vec<u64>) {
         let old = self.shape();
-        reserve(words, self.length);
+        words.reserve_exact(self.length);
         for i in (0..self.length).rev() {
             words.insert(self.start + 1 + i * old.stride + old.second, 0f64.to_bits());
         }
@@ -148,7 +148,8 @@ impl Place {
             self.rebase(words, first);
         }
         let (at, shape) = (self.record(place), self.shape());
-        reserve(words, shape.stride);
+        // A state has no room to spare: there are millions of them, and a hop begins seldom.
+        words.reserve_exact(shape.stride);
         words.splice(at..at, std::iter::repeat_n(0, shape.stride));
         words[at] = ((hop - self.base) as u64) << OFFSET_SHIFT;
         if self.columns.min {
@@ -159,13 +160,6 @@ impl Place {
         }
         self.length += 1;
         at
-    }
-}
-
-/// A group grows to its bound and stays there: doubling would waste half of it.
-fn reserve(words: &mut Vec<u64>, more: usize) {
-    if words.capacity() - words.len() < more {
-        words.reserve_exact(more + words.len() / 8);
     }
 }
 
@@ -446,13 +440,15 @@ pub(super) fn append_as(words: &[u64], group: Place, columns: Columns, factor: i
 }
 
 /// Is the group as this code writes it? Answers where the next one begins.
-pub(super) fn sound_end(words: &[u64], start: usize, columns: Columns, cells_max: usize) -> Option<usize> {
+///
+/// `newest_hop`: no hop is after it.
+pub(super) fn sound_end(words: &[u64], start: usize, columns: Columns, newest_hop: i64) -> Option<usize> {
     let group = Place::at(words, start, columns)?;
-    let is_sound = group.length <= cells_max
-        && group.end() <= words.len()
+    let is_sound = group.end() <= words.len()
         && (columns.sum || !group.has_second)
         && (1..group.length).all(|i| group.hop(words, i - 1) < group.hop(words, i))
         && group.base.abs() < HOP_MAX - OFFSET_MAX
+        && group.length.checked_sub(1).is_none_or(|last| group.hop(words, last) <= newest_hop)
         && (0..group.length).all(|i| words[group.record(i)] & COUNT_MASK > 0);
     is_sound.then(|| group.end())
 }

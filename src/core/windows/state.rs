@@ -35,7 +35,7 @@ const TIME_MS_MAX: i64 = 1 << 55;
 pub struct WindowState {
     layout: Arc<Layout>,
     /// The header, then the groups of moments.
-    words: Vec<u64>,
+    words: Box<[u64]>,
     rest: Option<Box<Rest>>,
 }
 
@@ -85,6 +85,14 @@ pub struct Fed {
     pub is_too_late: bool,
 }
 
+/// Most bytes of a state's fixed parts.
+pub(super) fn fixed_bytes(layout: &Layout) -> usize {
+    let rest = layout.groups.len() - layout.moments;
+    size_of::<WindowState>()
+        + 8 * (HEADER_WORDS + layout.moments)
+        + if rest > 0 { size_of::<Rest>() + rest * size_of::<Contents>() } else { 0 }
+}
+
 /// At which time a window is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReadAt {
@@ -117,6 +125,11 @@ fn finite(x: f64) -> f64 {
     } else {
         x.clamp(f64::MIN, f64::MAX)
     }
+}
+
+/// Is this how a value of the type is stored?
+pub fn is_stored_form(ty: FeatureType, bytes: &[u8]) -> bool {
+    Value::from_field(ty, bytes).is_some_and(|value| value.to_field() == bytes)
 }
 
 fn components(vector: &[u8]) -> impl Iterator<Item = f32> + '_ {
@@ -159,24 +172,25 @@ impl Contents {
     }
 
     /// Does it hold what such a group holds, as this code writes it?
-    fn is_sound(&self, group: &Group, layout: &Layout) -> bool {
-        let cells_max = group.cells_max();
-        let is_value = |input: u32, bytes: &[u8]| {
-            layout.inputs.get(input as usize).is_some_and(|i| Value::from_field(i.ty, bytes).is_some())
-        };
+    fn is_sound(&self, group: &Group, layout: &Layout, newest_ms: i64) -> bool {
+        let newest_hop = newest_ms.div_euclid(group.hop_ms);
+        let is_value =
+            |input: u32, bytes: &[u8]| layout.inputs.get(input as usize).is_some_and(|i| is_stored_form(i.ty, bytes));
         match (self, group.kind) {
             (Contents::First(hops), Kind::First(input)) => {
-                hops.is_sound(cells_max, |cell| is_value(input, &cell.value))
+                hops.is_sound(newest_hop, |cell| is_value(input, &cell.value))
             }
-            (Contents::Latest(latest), Kind::Latest(input, k)) => latest.is_sound(k as usize, |v| is_value(input, v)),
-            (Contents::Distinct(distinct), Kind::Distinct(_)) => distinct.is_sound(),
-            (Contents::Percentile(hops), Kind::Percentile(_)) => hops.is_sound(cells_max, Bins::is_sound),
+            (Contents::Latest(latest), Kind::Latest(input, k)) => {
+                latest.is_sound(k as usize, newest_ms, |v| is_value(input, v))
+            }
+            (Contents::Distinct(distinct), Kind::Distinct(_)) => distinct.is_sound(newest_hop),
+            (Contents::Percentile(hops), Kind::Percentile(_)) => hops.is_sound(newest_hop, Bins::is_sound),
             (Contents::Histogram(histogram), Kind::Histogram(input)) => {
-                histogram.is_sound(cells_max, |v| is_value(input, v))
+                histogram.is_sound(newest_hop, |v| is_value(input, v))
             }
             (Contents::VectorMean(hops), Kind::VectorMean(input, _)) => {
                 let dimensions = layout.dimensions(input) as usize;
-                hops.is_sound(cells_max, |cell| cell.is_sound(dimensions))
+                hops.is_sound(newest_hop, |cell| cell.is_sound(dimensions))
             }
             _ => false,
         }
@@ -189,7 +203,7 @@ impl WindowState {
         let mut words = Vec::with_capacity(HEADER_WORDS + layout.moments);
         words.extend([NO_EVENT as u64, u64::from(generation)]);
         words.resize(HEADER_WORDS + layout.moments, moments::EMPTY);
-        WindowState { layout, words, rest: None }
+        WindowState { layout, words: words.into_boxed_slice(), rest: None }
     }
 
     /// What it is made of.
@@ -200,6 +214,11 @@ impl WindowState {
     /// How often the version's windows had been cleared when it was made.
     pub fn generation(&self) -> u32 {
         self.words[1] as u32
+    }
+
+    /// Counts as one that was made after so many clearings.
+    pub fn set_generation(&mut self, generation: u32) {
+        self.words[1] = self.words[1] & !u64::from(u32::MAX) | u64::from(generation);
     }
 
     /// The newest event time, unix milliseconds.
@@ -268,7 +287,9 @@ impl WindowState {
                     } else {
                         1.0
                     };
-                    moments::add(&mut self.words, place, &moments::Entry { hop, first_hop, number, decay });
+                    let mut words = std::mem::take(&mut self.words).into_vec();
+                    moments::add(&mut words, place, &moments::Entry { hop, first_hop, number, decay });
+                    self.words = words.into_boxed_slice();
                 }
             }
             start = Place::at(&self.words, start, columns).map_or(start, |place| place.end());
@@ -282,7 +303,8 @@ impl WindowState {
     fn feed_rest(&mut self, layout: &Layout, event: &Event<'_>, reach: Reach, fed: &mut Fed) {
         let rest = self.rest.get_or_insert_default();
         if rest.groups.is_empty() {
-            rest.groups = layout.groups[layout.moments..].iter().filter_map(|g| Contents::empty(g.kind)).collect();
+            rest.groups.reserve_exact(layout.groups.len() - layout.moments);
+            rest.groups.extend(layout.groups[layout.moments..].iter().filter_map(|g| Contents::empty(g.kind)));
         }
         let input = |i: u32| event.inputs.get(i as usize).copied().flatten();
         for (group, contents) in layout.groups[layout.moments..].iter().zip(&mut rest.groups) {
@@ -311,11 +333,10 @@ impl WindowState {
                     }
                 }
                 (Contents::Latest(latest), Kind::Latest(_, k)) => {
-                    latest.forget_before(first_hop);
+                    latest.forget_before(first_hop.saturating_mul(group.hop_ms));
                     latest.add(event.time_ms, value, k as usize, event.arrived_ms);
                 }
                 (Contents::Distinct(distinct), _) => {
-                    let hop = hop.min(event.arrived_ms.div_euclid(group.hop_ms));
                     distinct.add(value, hop, first_hop);
                 }
                 (Contents::Percentile(hops), _) => {
@@ -359,7 +380,11 @@ impl WindowState {
         let (from_ms, to_ms) = (hop_start_ms - reading.length_ms, hop_start_ms + reading.hop_ms);
         let (from, to) = (from_ms.div_euclid(group.hop_ms), to_ms.div_euclid(group.hop_ms));
         let must_be_whole = matches!(at, ReadAt::Named(_));
-        if must_be_whole && from < group.first_hop(reach) {
+        // In a state of an older definition, a window that was added may be longer than the group that answers it: it
+        // is served as far as it goes.
+        let hops_wanted = (reading.length_ms + reading.hop_ms) / group.hop_ms - 1;
+        let reaching = Group { hops: group.hops.max(hops_wanted), ..*group };
+        if must_be_whole && from < reaching.first_hop(reach) {
             return Err(TooOld);
         }
         if let Kind::Moments { half_life_ms, .. } = group.kind {
@@ -454,7 +479,6 @@ impl WindowState {
                 _ => words.push(moments::EMPTY),
             }
         }
-        words.shrink_to_fit();
         if let Some(rest) = &mut self.rest {
             let groups = layout.groups[layout.moments..].iter().filter_map(|group| {
                 let before = layout.predecessor(group, &old).and_then(|i| {
@@ -466,7 +490,7 @@ impl WindowState {
             });
             rest.groups = groups.collect();
         }
-        self.words = words;
+        self.words = words.into_boxed_slice();
         self.layout = layout;
     }
 
@@ -478,7 +502,7 @@ impl WindowState {
                 + rest.groups.iter().map(Contents::heap_bytes).sum::<usize>()
                 + rest.seen.heap_bytes()
         });
-        size_of::<Self>() + self.words.capacity() * 8 + rest
+        size_of::<Self>() + size_of_val(&*self.words) + rest
     }
 
     /// How much work freeing it is: about how many blocks it holds.
@@ -495,7 +519,7 @@ impl WindowState {
     }
 
     /// Gives the words, the largest block of most states, to `move_block`, which may move them to a better place.
-    pub fn with_words(&mut self, move_block: impl FnOnce(Vec<u64>) -> Vec<u64>) {
+    pub fn with_words(&mut self, move_block: impl FnOnce(Box<[u64]>) -> Box<[u64]>) {
         self.words = move_block(std::mem::take(&mut self.words));
     }
 
@@ -511,7 +535,7 @@ impl WindowState {
             Some(other) => return Err(format!("it has format {other}, this version reads {FORMAT}")),
             None => return Err("it is empty".to_owned()),
         }
-        let (_, layout, words, rest): (u8, Vec<u8>, Vec<u64>, Option<Box<Rest>>) =
+        let (_, layout, words, rest): (u8, Vec<u8>, Box<[u64]>, Option<Box<Rest>>) =
             decode_plain(bytes).map_err(|e| e.to_string())?;
         let layout = Layout::decode(&layout).ok_or("its layout is damaged")?;
         let state = WindowState { layout, words, rest };
@@ -532,7 +556,7 @@ impl WindowState {
         let mut start = HEADER_WORDS;
         for group in &self.layout.groups[..self.layout.moments] {
             let Kind::Moments { columns, .. } = group.kind else { return false };
-            match moments::sound_end(&self.words, start, columns, group.cells_max()) {
+            match moments::sound_end(&self.words, start, columns, newest.div_euclid(group.hop_ms)) {
                 Some(end) => start = end,
                 None => return false,
             }
@@ -542,7 +566,11 @@ impl WindowState {
             && self.rest.as_ref().is_none_or(|rest| {
                 rest.seen.is_sound()
                     && (rest.groups.is_empty() || rest.groups.len() == groups.len())
-                    && rest.groups.iter().zip(groups).all(|(contents, group)| contents.is_sound(group, &self.layout))
+                    && rest
+                        .groups
+                        .iter()
+                        .zip(groups)
+                        .all(|(contents, group)| contents.is_sound(group, &self.layout, newest))
             })
     }
 }

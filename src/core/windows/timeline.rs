@@ -65,10 +65,10 @@ impl<T> Timeline<T> {
         self.cells.capacity() * size_of::<(i64, T)>()
     }
 
-    /// Is it as this code writes it? Hops rise, and are few and small enough to reckon with.
-    pub(super) fn is_sound(&self, cells_max: usize, mut cell_is_sound: impl FnMut(&T) -> bool) -> bool {
-        self.cells.len() <= cells_max
-            && self.cells.windows(2).all(|pair| pair[0].0 < pair[1].0)
+    /// Is it as this code writes it? Hops rise, none is after `newest_hop`, and they are small enough to reckon with.
+    pub(super) fn is_sound(&self, newest_hop: i64, mut cell_is_sound: impl FnMut(&T) -> bool) -> bool {
+        self.cells.windows(2).all(|pair| pair[0].0 < pair[1].0)
+            && self.cells.last().is_none_or(|(hop, _)| *hop <= newest_hop)
             && self.cells.iter().all(|(hop, cell)| hop.unsigned_abs() < 1 << 56 && cell_is_sound(cell))
     }
 }
