@@ -20,6 +20,7 @@ VALUES = {
     "longest-age": "7d",
     "entries": "100",
     "text": "words",
+    "duration": "10m",
     "dimensions": "1",
     "default": "5",
     "key": ROW,
@@ -37,7 +38,7 @@ VALUES = {
     "bytes": "x",
 }
 # Options that no single feature can have together: left out of the call that has everything.
-EXCLUSIVE = {"MIN", "MAX", "VALUES", "INPUT"}
+EXCLUSIVE = {"MIN", "MAX", "VALUES", "INPUT", "AGG"}
 
 
 @pytest.fixture
