@@ -21,7 +21,7 @@ impl Command for Get {
     const SPEC: Spec = Spec {
         name: c"FS.GET",
         summary: c"Reads features of a row, typed, with defaults and freshness.",
-        complexity: c"O(F), F the number of features of the row.",
+        complexity: c"O(F + H), F the number of features of the row, H the number of hops in the windows read.",
         since: FIRST,
         flags: c"readonly fast",
         categories: c"fs read fast",

@@ -271,7 +271,7 @@ impl Layout {
         let is_input = |feature: &Feature| {
             let named =
                 |w: &&Window| w.input.as_ref() == Some(&feature.name) || w.weight.as_ref() == Some(&feature.name);
-            (counts_bare && feature.input) || windows.iter().any(|w| named(&w))
+            (counts_bare && feature.input) || windows.iter().any(named)
         };
         let inputs: Vec<Input> = view
             .features()

@@ -10,6 +10,9 @@ const ACCURACY: f64 = 0.009_99;
 /// Moves the logarithm of the least positive double above 0.
 const OFFSET: i32 = 40_000;
 
+/// Sorting an entry costs as much as looking at so many counters of a row of all bins.
+const SORTING_COST: usize = 16;
+
 /// Counts by bin, rising.
 #[derive(Debug, Clone, Default, PartialEq, bincode::Encode, bincode::Decode)]
 pub(super) struct Bins(Vec<(i32, u32)>);
@@ -74,14 +77,26 @@ impl Bins {
 }
 
 /// The value of rank floor(q * (n - 1)) of all that the bins hold; `None`: they hold nothing.
-pub(super) fn quantile<'a>(hops: impl Iterator<Item = &'a Bins>, q: f64) -> Option<f64> {
-    let mut all: Vec<(i32, u32)> = hops.flat_map(|bins| bins.0.iter().copied()).collect();
-    all.sort_unstable();
-    let n: u64 = all.iter().map(|(_, count)| u64::from(*count)).sum();
+pub(super) fn quantile<'a>(hops: impl Iterator<Item = &'a Bins> + Clone, q: f64) -> Option<f64> {
+    let ends = hops.clone().filter_map(|bins| Some((bins.0.first()?.0, bins.0.last()?.0)));
+    let (low, high) = ends.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))?;
+    let width = (high - low + 1).unsigned_abs() as usize;
+    let entries = hops.clone().map(|bins| bins.0.len()).sum::<usize>();
+    let all = hops.flat_map(|bins| bins.0.iter().copied());
+    let counts: Vec<(i32, u64)> = if entries * SORTING_COST < width {
+        let mut counts: Vec<(i32, u64)> = all.map(|(bin, count)| (bin, u64::from(count))).collect();
+        counts.sort_unstable();
+        counts
+    } else {
+        let mut counts: Vec<(i32, u64)> = (low..=high).map(|bin| (bin, 0)).collect();
+        all.for_each(|(bin, count)| counts[(bin - low) as usize].1 += u64::from(count));
+        counts
+    };
+    let n: u64 = counts.iter().map(|(_, count)| count).sum();
     let rank = (q * n.checked_sub(1)? as f64) as u64;
     let mut seen = 0;
-    let bin = all.iter().find(|(_, count)| {
-        seen += u64::from(*count);
+    let bin = counts.iter().find(|(_, count)| {
+        seen += count;
         seen > rank
     });
     bin.map(|(bin, _)| value_of(*bin))

@@ -39,6 +39,15 @@ pub struct WindowState {
     rest: Option<Box<Rest>>,
 }
 
+/// A state as it is saved.
+#[derive(bincode::Decode)]
+struct Saved {
+    _format: u8,
+    layout: Vec<u8>,
+    words: Box<[u64]>,
+    rest: Option<Box<Rest>>,
+}
+
 /// What only some states have.
 #[derive(Debug, Clone, Default, PartialEq, bincode::Encode, bincode::Decode)]
 struct Rest {
@@ -535,10 +544,9 @@ impl WindowState {
             Some(other) => return Err(format!("it has format {other}, this version reads {FORMAT}")),
             None => return Err("it is empty".to_owned()),
         }
-        let (_, layout, words, rest): (u8, Vec<u8>, Box<[u64]>, Option<Box<Rest>>) =
-            decode_plain(bytes).map_err(|e| e.to_string())?;
-        let layout = Layout::decode(&layout).ok_or("its layout is damaged")?;
-        let state = WindowState { layout, words, rest };
+        let saved: Saved = decode_plain(bytes).map_err(|e| e.to_string())?;
+        let layout = Layout::decode(&saved.layout).ok_or("its layout is damaged")?;
+        let state = WindowState { layout, words: saved.words, rest: saved.rest };
         match state.is_sound() {
             true => Ok(state),
             false => Err("its contents are damaged".to_owned()),

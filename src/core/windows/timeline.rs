@@ -45,7 +45,7 @@ impl<T> Timeline<T> {
     }
 
     /// The cells of hops in `from..to`, in order.
-    pub(super) fn range(&self, from: i64, to: i64) -> impl Iterator<Item = &T> {
+    pub(super) fn range(&self, from: i64, to: i64) -> impl Iterator<Item = &T> + Clone {
         let start = self.cells.partition_point(|(h, _)| *h < from);
         self.cells[start..].iter().take_while(move |(h, _)| *h < to).map(|(_, cell)| cell)
     }
