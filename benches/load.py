@@ -118,9 +118,18 @@ class Workload:
 
     def calibrate(self, port: int) -> None:
         """Runs some pipelines, checks their replies, and learns what one pipeline's replies count."""
+        every = max(1, len(self.pipelines) // CALIBRATED_PIPELINES)
+        sizes, lines = self.run_checked(port, range(0, len(self.pipelines), every))
+        if len(sizes) == 1:
+            self.unit, self.expected = None, sizes.pop()
+        else:
+            self.count_lines(lines)
+
+    def run_checked(self, port: int, indexes: Iterable[int]) -> tuple[set[int], set[int]]:
+        """Runs the pipelines with the given indexes. Returns what bytes and lines a pipeline's replies had."""
         connection = Connection(port, self.protocol)
         sizes, lines = set(), set()
-        for index in range(0, len(self.pipelines), max(1, len(self.pipelines) // CALIBRATED_PIPELINES)):
+        for index in indexes:
             replies, raw = connection.exchange(self.pipelines[index], PIPELINE * self.replies)
             if error := first_error(replies):
                 raise BenchError(f"{self.name} answered: {error}")
@@ -128,12 +137,13 @@ class Workload:
             sizes.add(len(raw))
             lines.add(raw.count(b"\n"))
         connection.close()
-        if len(sizes) == 1:
-            self.unit, self.expected = None, sizes.pop()
-        elif len(lines) == 1:
-            self.unit, self.expected = b"\n", lines.pop()
-        else:
+        return sizes, lines
+
+    def count_lines(self, lines: set[int]) -> None:
+        """The replies of a pipeline are complete when so many lines have come."""
+        if len(lines) != 1:
             raise BenchError(f"{self.name}: replies have {sorted(lines)} lines, so they are not of one shape")
+        self.unit, self.expected = b"\n", lines.pop()
 
 
 class Client:

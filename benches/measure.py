@@ -22,10 +22,13 @@ class Effort:
     memory_rounds: int
     sampled_rows: int
     idle_seconds: float
+    windowed_entities: int
+    hourly_entities: int
+    dense_entities: int
 
 
-FULL = Effort(7, 160_000, 64_000, 600_000, 2.0, 5, 2000, 2.0)
-QUICK = Effort(5, 32_000, 16_000, 120_000, 0.4, 2, 200, 0.5)
+FULL = Effort(7, 160_000, 64_000, 600_000, 2.0, 5, 2000, 2.0, 100_000, 10_000, 512)
+QUICK = Effort(5, 32_000, 16_000, 120_000, 0.4, 2, 200, 0.5, 10_000, 1_600, 256)
 
 
 @dataclass

@@ -15,7 +15,8 @@ from load import command
 ENTITIES = 100_000
 LOG_LENGTH_MAX = 10_000
 TTL = "7d"
-TTL_MS = 7 * 86_400_000
+MINUTE_MS, HOUR_MS, WEEK_MS = 60_000, 3_600_000, 7 * 86_400_000
+TTL_MS = WEEK_MS
 COUNTRIES = ["DE", "FR", "US", "BR", "IN", "JP", "NG", "CA", "MX", "ID", "PL", "SE", "TR", "VN", "ZA", "AU"]
 
 Row = dict[str, str]
@@ -85,6 +86,20 @@ class View:
         return {feature: typed_value(self.features[feature], text) for feature, text in row.items()}
 
 
+@dataclass(frozen=True)
+class WindowView(View):
+    """A view of `windows` over its one feature, which is an input: a window's name to its type and rule."""
+
+    windows: dict[str, str]
+
+    def definition(self, *options: str | int) -> list[str]:
+        words = [*super().definition(*options), "INPUT"]
+        return words + [word for name, rule in self.windows.items() for word in (name, *rule.split())]
+
+    def state_key(self, entity: str) -> str:
+        return f"fs:w1:{self.name}:{entity}"
+
+
 def typed_value(kind: str, text: str) -> int | float | bool | str:
     match kind:
         case "INT" | "TIMESTAMP":
@@ -101,6 +116,24 @@ PROFILE_LASTING = View("user_lasting", PROFILE, ttl=False)
 NUMBERS_TTL = View("user_numbers", NUMBERS, ttl=True)
 NUMBERS_LASTING = View("user_metrics", NUMBERS, ttl=False)
 STREAMED = View("user_streams", PROFILE, ttl=True)
+
+INPUT = {"x": "FLOAT"}
+FUNCTIONS = {"count": "INT AGG COUNT", "sum": "FLOAT AGG SUM x", "mean": "FLOAT AGG MEAN x"}
+
+
+def windows(functions: list[str], lengths: list[str], *hop: str) -> dict[str, str]:
+    """Each function over each length of time."""
+    return {
+        f"{function}_{length}": " ".join([FUNCTIONS[function], "WINDOW", length, *hop])
+        for length in lengths
+        for function in functions
+    }
+
+
+THREE_OF_THREE = windows(["count", "sum", "mean"], ["1h", "24h", "7d"])
+WINDOWED = WindowView("user_windows", INPUT, False, THREE_OF_THREE)
+WINDOWED_HOURLY = WindowView("user_history", INPUT, False, windows(["count", "sum"], ["7d"], "HOP", "1h"))
+WINDOWED_SUM = WindowView("user_summary", INPUT, False, windows(["count", "sum"], ["7d"]))
 
 
 def entity_id(number: int) -> str:

@@ -21,6 +21,8 @@ import memory
 import reading
 import report
 import servers
+import window_memory
+import windows
 import writing
 from load import CONNECTIONS, PIPELINE, BenchError
 from rows import ENTITIES
@@ -32,6 +34,9 @@ BENCHES = {
     "publish": writing.publish,
     "consume": consuming.consume,
     "memory": memory.memory,
+    "windows": windows.windows,
+    "window_get": windows.window_get,
+    "window_memory": window_memory.window_memory,
     "control": control.control,
 }
 

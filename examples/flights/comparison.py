@@ -72,7 +72,7 @@ class Comparison:
 
 
 def scan(client: valkey.Valkey, view: View) -> set[str]:
-    """The ids of all entities that have a row."""
+    """The ids of all entities that have a row or window state."""
     entity_ids, cursor = set(), "0"
     while True:
         cursor, some = client.execute_command("FS.SCAN", view.name, cursor, "COUNT", 1000)

@@ -1,12 +1,13 @@
 """The data of the demonstration: flights from New York in 2013, the weather there, the planes.
 
-Five feature views and, for each, the updates in the order in which they arrive. An update has an entity, an
+Six feature views and, for each, the updates in the order in which they arrive. An update has an entity, an
 event time and whatever is known of its features: what is absent stays absent, so the features of a row differ
-in event time. The updates are data frames: producers write them, `oracle` computes what must come of them.
+in event time. The updates are data frames: producers write them, `oracle` and `windows` compute what must come
+of them.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -22,6 +23,24 @@ ENGINES = ("4 Cycle", "Reciprocating", "Turbo-fan", "Turbo-jet", "Turbo-prop", "
 # One hour of the data set claims 1048 mph at Newark. The schema's MAX is what keeps it out of the store.
 WIND_MPH_MAX = 250
 FLIGHT_VIEWS = ("carrier_ops", "route_ops", "plane_ops")
+WINDOW_VIEW = "route_windows"
+
+# The replay of the flights halts when every event up to such a moment (UTC) has been sent, and none after it:
+# the first week, storms, holidays, a moment on the border of all hops, and the end of the data.
+HALTS = tuple(
+    pd.Timestamp(moment, tz="UTC")
+    for moment in (
+        "2013-01-07 11:20",
+        "2013-02-09 02:45",
+        "2013-03-01 00:00",
+        "2013-05-10 17:30",
+        "2013-07-05 03:10",
+        "2013-09-02 21:55",
+        "2013-11-28 16:05",
+        "2014-01-01 05:30",
+    )
+)
+DAY_MS = 86_400_000
 
 
 def one_of(values: tuple) -> tuple:
@@ -30,10 +49,36 @@ def one_of(values: tuple) -> tuple:
 
 
 @dataclass(frozen=True)
+class Window:
+    """A feature that the store computes over a window of time. `agg`: function, its argument if any, input."""
+
+    type: str
+    agg: tuple
+    days: int
+    hop_hours: int
+
+    @property
+    def function(self) -> str:
+        return self.agg[0]
+
+    @property
+    def span_ms(self) -> int:
+        return self.days * DAY_MS
+
+    @property
+    def hop_ms(self) -> int:
+        return self.hop_hours * DAY_MS // 24
+
+    def words(self) -> list:
+        return [self.type, "AGG", *self.agg, "WINDOW", f"{self.days}d", "HOP", f"{self.hop_hours}h"]
+
+
+@dataclass(frozen=True)
 class View:
     """A feature view and its updates.
 
     `schema`: feature to its type and options, as FS.REGISTER takes them.
+    `windows`: the features that are computed over those of the schema.
     `updates`: in order of arrival; the columns `entity_id`, `event_time_s` (unix seconds, 0 where
     the server's clock decides) and one for each feature, null where the update does not know it.
     """
@@ -43,14 +88,25 @@ class View:
     description: str
     schema: dict[str, tuple]
     updates: pd.DataFrame
+    windows: dict[str, Window] = field(default_factory=dict)
 
     def key(self, entity_id: str) -> str:
         return f"fs:v1:{self.name}:{entity_id}"
+
+    def stored_key(self, entity_id: str) -> str:
+        """The key that holds what the store keeps of an entity: its row, or the state of its windows."""
+        return f"fs:w1:{self.name}:{entity_id}" if self.windows else self.key(entity_id)
+
+    def count_until(self, moment: pd.Timestamp) -> int:
+        """How many updates have an event time up to the moment."""
+        return int((self.updates["event_time_s"] <= moment.timestamp()).sum())
 
     def register(self) -> list:
         words = ["FS.REGISTER", self.name, "ENTITY", self.entity, "DESCRIPTION", self.description, "SCHEMA"]
         for feature, spec in self.schema.items():
             words += [feature, *spec]
+        for feature, window in self.windows.items():
+            words += [feature, *window.words()]
         return words
 
     def records(self) -> Iterator[tuple]:
@@ -66,9 +122,8 @@ class View:
 
 def load(name: str) -> View:
     """One view by its name; reads only the files that it needs."""
-    return {"plane": plane, "airport_weather": airport_weather, **dict.fromkeys(FLIGHT_VIEWS, flight_view)}[
-        name
-    ](name)
+    loaders = {"plane": plane, "airport_weather": airport_weather, WINDOW_VIEW: route_windows}
+    return (loaders | dict.fromkeys(FLIGHT_VIEWS, flight_view))[name](name)
 
 
 def plane(name: str) -> View:
@@ -189,18 +244,54 @@ def flight_view(name: str) -> View:
     return View(name, entity, f"the newest flight of a {entity}", schema, updates)
 
 
+def route_windows(name: str) -> View:
+    """What a carrier's flights on a route were like lately: inputs and windows, so there are no rows."""
+    flights = departures()
+    updates = pd.DataFrame(
+        {
+            "entity_id": flights["origin"] + "-" + flights["dest"] + ":" + flights["carrier"],
+            "event_time_s": flights["event_time_s"],
+            "cancelled": flights["dep_delay"].isna(),
+            "dep_delay_min": flights["dep_delay"],
+            "tailnum": flights["tailnum"],
+        }
+    )
+    schema = {
+        "cancelled": ("BOOL", "INPUT"),
+        "dep_delay_min": ("FLOAT", "INPUT"),
+        "tailnum": ("STRING", "INPUT"),
+    }
+    windows = {}
+    for days, hop_hours in ((1, 1), (7, 6), (30, 24)):
+        # Every event carries whether the flight was cancelled: this counts all of them.
+        windows[f"flights_{days}d"] = Window("INT", ("COUNT",), days, hop_hours)
+        windows[f"dep_delay_mean_{days}d"] = Window("FLOAT", ("MEAN", "dep_delay_min"), days, hop_hours)
+    for days, hop_hours in ((7, 6), (30, 24)):
+        for percent in (50, 90):
+            agg = ("APPROX_PERCENTILE", percent / 100, "dep_delay_min")
+            windows[f"dep_delay_p{percent}_{days}d"] = Window("FLOAT", agg, days, hop_hours)
+    for days, hop_hours in ((30, 24), (90, 24)):
+        agg = ("APPROX_COUNT_DISTINCT", "tailnum")
+        windows[f"planes_{days}d"] = Window("INT", agg, days, hop_hours)
+    description = "the last flights of a carrier on a route"
+    return View(name, "route_carrier", description, schema, updates, windows)
+
+
 def departures() -> pd.DataFrame:
     """All flights, day by day in the order of departure, with their event time.
 
     A flight departs at its scheduled time plus its delay; a cancelled one has only its scheduled time. The
-    cancelled flights of a day are reported after all others, so a fact may arrive after newer ones.
+    cancelled flights of a day are reported after all others, so a fact may arrive after newer ones. Only what
+    departs after one of the HALTS is not reported before it.
     """
     flights = table("flights")
     scheduled_s = unix_seconds(pd.to_datetime(flights["time_hour"])) + flights["minute"] * 60
     delay_s = flights["dep_delay"].fillna(0).astype("int64") * 60
-    flights = flights.assign(event_time_s=scheduled_s + delay_s)
+    event_time_s = scheduled_s + delay_s
+    stretch = np.searchsorted([moment.timestamp() for moment in HALTS], event_time_s)
+    flights = flights.assign(event_time_s=event_time_s, stretch=stretch)
     # The file's months are in the order of their names. Within a day it has the order of arrival already.
-    return flights.sort_values(["year", "month", "day"], kind="stable", ignore_index=True)
+    return flights.sort_values(["stretch", "year", "month", "day"], kind="stable", ignore_index=True)
 
 
 def table(name: str) -> pd.DataFrame:

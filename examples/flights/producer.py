@@ -3,12 +3,14 @@
     python producer.py VIEW PORT
 
 It knows the stream's name and its four fields, and no command of the feature store. It says `ready N` when it
-has loaded its N updates and begins when it reads a line: so several producers start together.
+has loaded its N updates. Then it reads how many of them are to be written until the next halt, a line a halt: so
+several producers start and halt together.
 """
 
 import json
 import sys
 from collections.abc import Iterator
+from itertools import islice
 
 import dataset
 import valkey
@@ -32,13 +34,14 @@ def main() -> None:
     view = dataset.load(sys.argv[1])
     client = valkey.Valkey(host="127.0.0.1", port=int(sys.argv[2]), socket_timeout=60)
     print("ready", len(view.updates), flush=True)
-    if not sys.stdin.readline():
-        return
-    for batch in dataset.batches(entries(view), BATCH_ENTRIES):
-        pipeline = client.pipeline(transaction=False)
-        for fields in batch:
-            pipeline.xadd(f"fs:stream:{view.name}", fields)
-        pipeline.execute()
+    rest, written = entries(view), 0
+    for line in iter(sys.stdin.readline, ""):
+        for batch in dataset.batches(islice(rest, int(line) - written), BATCH_ENTRIES):
+            pipeline = client.pipeline(transaction=False)
+            for fields in batch:
+                pipeline.xadd(f"fs:stream:{view.name}", fields)
+            pipeline.execute()
+            written += len(batch)
 
 
 if __name__ == "__main__":
