@@ -53,7 +53,9 @@ impl Command for Mpublish {
                 check_not_future(at_ms, now_ms, clock_skew_ms_max, &prepared.view.name)?;
             }
             let name = call.string(place);
-            check_row(context, name)?;
+            if stamped.update.is_of_row(&prepared.view) {
+                check_row(context, name)?;
+            }
             check_windows(context, &prepared, key.entity_id)?;
             if prepared.view.log {
                 caller.require(context, &prepared.log.stream_key, Access::Insert)?;

@@ -205,10 +205,9 @@ impl fmt::Display for CodecError {
 
 impl std::error::Error for CodecError {}
 
-fn encode<T: bincode::Encode>(format: u8, value: &T, out: &mut impl std::io::Write) {
-    const INTO_MEMORY: &str = "plain values encode into memory";
-    out.write_all(&[format]).expect(INTO_MEMORY);
-    bincode::encode_into_std_write(value, out, configuration()).expect(INTO_MEMORY);
+fn encode<T: bincode::Encode>(format: u8, value: &T, out: &mut Vec<u8>) {
+    out.push(format);
+    bincode::encode_into_std_write(value, out, configuration()).expect("plain values encode into memory");
 }
 
 fn decode<'a, T: bincode::BorrowDecode<'a, ()>>(what: &str, format: u8, bytes: &'a [u8]) -> Result<T, CodecError> {
@@ -250,9 +249,15 @@ pub(crate) fn decode_plain<T: bincode::Decode<()>>(bytes: &[u8]) -> Result<T, Co
     }
 }
 
-/// Appends an effect to a buffer in memory.
-pub fn encode_effect(effect: &Effect<'_>, out: &mut impl std::io::Write) {
-    encode(EFFECT_FORMAT, effect, out);
+/// Writes an effect and shows its bytes. Most are short: they need no allocation.
+pub fn encode_effect<T>(effect: &Effect<'_>, see: impl FnOnce(&[u8]) -> T) -> T {
+    let mut short = [EFFECT_FORMAT; 256];
+    if let Ok(written) = bincode::encode_into_slice(effect, &mut short[1..], configuration()) {
+        return see(&short[..=written]);
+    }
+    let mut bytes = Vec::new();
+    encode(EFFECT_FORMAT, effect, &mut bytes);
+    see(&bytes)
 }
 
 /// Reads an effect.
@@ -300,9 +305,7 @@ mod tests {
     }
 
     fn encoded(effect: &Effect<'_>) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        encode_effect(effect, &mut bytes);
-        bytes
+        encode_effect(effect, <[u8]>::to_vec)
     }
 
     proptest! {

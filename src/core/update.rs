@@ -8,6 +8,7 @@ use rustc_hash::FxHashMap;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use smallvec::SmallVec;
 use std::borrow::Cow;
 use std::collections::hash_map::Entry;
 use std::ops::Range;
@@ -24,10 +25,10 @@ pub struct Change {
 /// A checked update. Holds the stored forms of its values, so it can cross threads and outlive what it was read from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Update {
-    changes: Vec<Change>,
+    changes: SmallVec<[Change; 4]>,
     /// Where each feature stands among the changes; only filled when they do not come in rising order.
     places: FxHashMap<usize, usize>,
-    bytes: Vec<u8>,
+    bytes: SmallVec<[u8; 64]>,
     /// Unknown fields that `EXTRA IGNORE` dropped.
     pub extra_dropped: u64,
 }
@@ -108,7 +109,7 @@ impl Update {
     fn set(&mut self, feature: usize, value: Option<&Value<'_>>) {
         let field = value.map(|value| {
             let start = self.bytes.len();
-            value.write_field(&mut self.bytes);
+            value.write_field(|part| self.bytes.extend_from_slice(part));
             start..self.bytes.len()
         });
         // Mostly features come in rising order, so that no earlier word can be about this one.
@@ -136,6 +137,11 @@ impl Update {
     /// The stored form of a change's value; `None` removes it.
     pub fn field(&self, change: &Change) -> Option<&[u8]> {
         change.field.clone().map(|range| &self.bytes[range])
+    }
+
+    /// Does it give or take a value that stands in the row? Inputs alone leave the row as it is.
+    pub fn is_of_row(&self, view: &FeatureView) -> bool {
+        self.changes.iter().any(|c| view.features()[c.feature].is_stored())
     }
 
     /// True when every field was unknown and dropped.

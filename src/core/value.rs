@@ -180,22 +180,22 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// Appends the stored form.
-    pub fn write_field(&self, out: &mut Vec<u8>) {
+    /// Gives the stored form to `out`, in one piece or, for a VECTOR, a component at a time.
+    pub fn write_field(&self, mut out: impl FnMut(&[u8])) {
         match self {
-            Value::Int(v) | Value::Timestamp(v) => write_integer(*v, out),
+            Value::Int(v) | Value::Timestamp(v) => out(itoa::Buffer::new().format(*v).as_bytes()),
             Value::Float(v) => write_float(*v, out),
-            Value::Bool(v) => out.push(if *v { b'1' } else { b'0' }),
-            Value::String(v) => out.extend_from_slice(v),
-            Value::Vector(v) => v.iter().for_each(|x| out.extend_from_slice(&x.to_le_bytes())),
-            Value::List(v) => out.extend_from_slice(v.as_bytes()),
+            Value::Bool(v) => out(if *v { b"1" } else { b"0" }),
+            Value::String(v) => out(v),
+            Value::Vector(v) => v.iter().for_each(|x| out(&x.to_le_bytes())),
+            Value::List(v) => out(v.as_bytes()),
         }
     }
 
     /// The stored form.
     pub fn to_field(&self) -> Vec<u8> {
         let mut out = Vec::new();
-        self.write_field(&mut out);
+        self.write_field(|part| out.extend_from_slice(part));
         out
     }
 
@@ -240,16 +240,11 @@ fn text_of<'de>(deserializer: &mut serde_json::Deserializer<serde_json::de::StrR
     serde::Deserializer::deserialize_str(deserializer, Text).ok()
 }
 
-fn write_integer(v: i64, out: &mut Vec<u8>) {
-    let mut buffer = itoa::Buffer::new();
-    out.extend_from_slice(buffer.format(v).as_bytes());
-}
-
 /// The shortest decimal that reads back the same; whole numbers without `.0`, which the server stores smaller.
-fn write_float(v: f64, out: &mut Vec<u8>) {
+fn write_float(v: f64, mut out: impl FnMut(&[u8])) {
     let mut buffer = ryu::Buffer::new();
     let text = buffer.format_finite(v);
-    out.extend_from_slice(text.strip_suffix(".0").unwrap_or(text).as_bytes());
+    out(text.strip_suffix(".0").unwrap_or(text).as_bytes());
 }
 
 /// A float32 as the shortest decimal that reads back the same float32.

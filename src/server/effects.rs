@@ -46,9 +46,7 @@ impl<'a> Effects<'a> {
     pub(crate) fn push(&mut self, key: &ServerString, effect: &Effect<'_>) {
         // SAFETY: the key's string is alive.
         self.arguments.push(unsafe { ServerString::retained(key.as_ptr()) });
-        let mut bytes: SmallVec<[u8; 512]> = SmallVec::new();
-        encode_effect(effect, &mut bytes);
-        self.arguments.push(ServerString::new(&bytes));
+        self.arguments.push(encode_effect(effect, ServerString::new));
     }
 
     /// Sends them as one command; nothing if nothing happened.

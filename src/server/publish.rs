@@ -7,7 +7,7 @@ use crate::server::effects::{append_publish, Effects, PublishEntry};
 use crate::server::events::quietly;
 use crate::server::key::{Key, KeyType, Mode, Precision};
 use crate::server::logs::{add, Log};
-use crate::server::rows::{self, check_row, RowToChange};
+use crate::server::rows::{self, RowToChange};
 use crate::server::state::{PreparedView, Words, STATE};
 use crate::server::streams;
 use crate::server::windows::{Identity, Target};
@@ -113,7 +113,7 @@ pub(crate) fn apply(
     let identity = event_id.map(|id| Identity { id, arrived_ms });
     let mut target = windows.and_then(|w| Target::of(context, w, entity_id, update, identity));
     // An update that carries nothing but inputs leaves its row alone.
-    let is_of_row = update.changes().iter().any(|c| view.features()[c.feature].is_stored());
+    let is_of_row = update.is_of_row(view);
     // Where nothing else is written, feeding finds out by itself what else could be wrong.
     let is_checked = target.as_ref().filter(|t| is_of_row || *source == Source::Command || t.is_remembered());
     if let Some(first) = is_checked.map(Target::check).transpose()?.flatten() {
@@ -124,10 +124,7 @@ pub(crate) fn apply(
         // The row is made again whatever windows say.
         target = None;
     }
-    let mut row = match is_of_row {
-        true => Some(RowToChange::open(context, words, key, prepared)?),
-        false => check_row(context, key).map(|()| None)?,
-    };
+    let mut row = is_of_row.then(|| RowToChange::open(context, words, key, prepared)).transpose()?;
     let times = row.as_ref().map(|row| row.times.clone()).unwrap_or_default();
     let event_time_ms = event_time_ms.unwrap_or_else(|| match &mut row {
         Some(row) => unstamped_time(view, &times, row, update, now_ms),

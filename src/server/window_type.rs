@@ -108,19 +108,13 @@ unsafe extern "C" fn rdb_save(rdb: *mut raw::RedisModuleIO, value: *mut c_void) 
 
 unsafe extern "C" fn aof_rewrite(aof: *mut raw::RedisModuleIO, key: *mut raw::RedisModuleString, value: *mut c_void) {
     let _ = catch_unwind(AssertUnwindSafe(|| {
-        let mut effect = Vec::new();
-        // SAFETY: key and value are alive during the callback; `s` takes a string, `b` a buffer and its length.
-        unsafe {
-            encode_effect(&Effect::WindowState(&state(value).encode()), &mut effect);
-            api!(RedisModule_EmitAOF(
-                aof,
-                effects::COMMAND.as_ptr(),
-                c"sb".as_ptr(),
-                key,
-                effect.as_ptr(),
-                effect.len()
-            ));
-        }
+        // SAFETY: the value is alive during the callback.
+        let bytes = unsafe { state(value) }.encode();
+        // SAFETY: the key is alive during the callback; `s` takes a string, `b` a buffer and its length.
+        encode_effect(&Effect::WindowState(&bytes), |effect| unsafe {
+            let (start, length) = (effect.as_ptr(), effect.len());
+            api!(RedisModule_EmitAOF(aof, effects::COMMAND.as_ptr(), c"sb".as_ptr(), key, start, length));
+        });
     }));
 }
 
