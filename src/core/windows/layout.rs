@@ -279,10 +279,10 @@ impl Layout {
             .filter(|f| is_input(f))
             .map(|f| Input { name: f.name.clone(), ty: f.ty, makes_an_event: counts_bare && f.input })
             .collect();
-        let place = |name: &Option<String>| {
-            name.as_ref().and_then(|name| inputs.iter().position(|i| i.name == *name)).map(|i| i as u32)
-        };
-        let mut wanted: Vec<Group> = windows.iter().map(|w| Group::of(w, place(&w.input), place(&w.weight))).collect();
+        let place = |name: &String| inputs.iter().position(|i| i.name == *name).map(|i| i as u32);
+        let counted = |w: &Window| w.input.as_ref().map_or_else(|| only_event_input(&inputs), place);
+        let mut wanted: Vec<Group> =
+            windows.iter().map(|w| Group::of(w, counted(w), w.weight.as_ref().and_then(place))).collect();
         // Short hops first, and the longest of them: what comes later may then be answered along with it.
         wanted.sort_by_key(|g| (g.hop_ms, -g.hops));
         let mut groups: Vec<Group> = Vec::new();
@@ -374,11 +374,16 @@ impl Layout {
 
     /// How a window is read from a state of this layout; `None`: the layout knows nothing of it.
     pub fn reading(&self, window: &Window) -> Option<Reading> {
-        let place = |name: &Option<String>| match name {
-            None => Some(None),
-            Some(name) => self.input(name).map(|i| Some(i as u32)),
+        let place = |name: &String| self.input(name).map(|i| i as u32);
+        let input = match &window.input {
+            Some(name) => Some(place(name)?),
+            None => only_event_input(&self.inputs),
         };
-        let wanted = Group::of(window, place(&window.input)?, place(&window.weight)?);
+        let weight = match &window.weight {
+            Some(name) => Some(place(name)?),
+            None => None,
+        };
+        let wanted = Group::of(window, input, weight);
         let reach_ms = |g: &Group| g.reach_ms().min(wanted.reach_ms());
         let answering = self.groups.iter().enumerate().filter(|(_, g)| g.answers(&wanted));
         // Of those that reach back far enough the first; in a state of an older definition, the farthest.
@@ -392,8 +397,11 @@ impl Layout {
             self.inputs[new as usize].name == old.inputs[before as usize].name
                 && self.inputs[new as usize].ty == old.inputs[before as usize].ty
         };
+        // A bare COUNT of a view that had one INPUT was kept as a count of that.
+        let was_counted_bare = |before: u32| only_event_input(&old.inputs) == Some(before);
         let same_inputs = |new: Option<u32>, before: Option<u32>| match (new, before) {
             (None, None) => true,
+            (None, Some(before)) => was_counted_bare(before),
             (Some(new), Some(before)) => same_input(new, before),
             _ => false,
         };
@@ -410,7 +418,7 @@ impl Layout {
                     | (Kind::Percentile(a), Kind::Percentile(b))
                     | (Kind::Histogram(a), Kind::Histogram(b)) => same_input(a, b),
                     (Kind::VectorMean(a, weight), Kind::VectorMean(b, weight2)) => {
-                        same_input(a, b) && same_inputs(weight, weight2)
+                        same_input(a, b) && weight.is_some() == weight2.is_some() && same_inputs(weight, weight2)
                     }
                     _ => false,
                 }
@@ -418,6 +426,13 @@ impl Layout {
         let continued = old.groups.iter().enumerate().filter(|(_, g)| continues(g));
         continued.max_by_key(|(_, g)| g.reach_ms()).map(|(i, _)| i)
     }
+}
+
+/// The input that alone makes an event, if it is one: then a bare COUNT is a count of it, and shares its cells.
+fn only_event_input(inputs: &[Input]) -> Option<u32> {
+    let mut makers = inputs.iter().enumerate().filter(|(_, input)| input.makes_an_event);
+    let first = makers.next()?;
+    makers.next().is_none().then_some(first.0 as u32)
 }
 
 lazy_static! {

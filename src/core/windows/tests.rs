@@ -173,6 +173,10 @@ fn windows_over_one_input_share_their_state() {
         groups("a INT AGG COUNT x WINDOW 1h b FLOAT AGG SUM x WINDOW 1h c FLOAT AGG MEAN x WINDOW 1h"),
         [(1, 60)]
     );
+    // Where one INPUT is all that makes an event, a bare COUNT is a count of it.
+    let one = view("ENTITY u SCHEMA x FLOAT INPUT c INT AGG COUNT WINDOW 1h s FLOAT AGG SUM x WINDOW 1h");
+    assert_eq!(layout(&one).groups.len(), 1);
+    assert_eq!(groups("c INT AGG COUNT WINDOW 1h s FLOAT AGG SUM x WINDOW 1h").len(), 2);
     // A longer window in longer hops would need too many short ones, a shorter one comes for free.
     assert_eq!(groups("a FLOAT AGG SUM x WINDOW 1h b FLOAT AGG SUM x WINDOW 7d"), [(1, 60), (180, 56)]);
     assert_eq!(groups("a FLOAT AGG SUM x WINDOW 2d HOP 1d b FLOAT AGG SUM x WINDOW 7d HOP 1h"), [(60, 168)]);
@@ -240,6 +244,23 @@ fn an_added_window_counts_from_then_on_and_the_others_keep_what_they_have() {
     assert_eq!(state_now(&state), [Some(15.0), Some(15.0), Some(5.0), Some(1.0), Some(5.0)]);
     let saved = WindowState::decode(&state.encode()).expect("what was encoded");
     assert_eq!(state_now(&saved), state_now(&state));
+}
+
+#[test]
+fn a_bare_count_goes_on_when_a_second_input_is_added() {
+    let before = view("ENTITY u SCHEMA x FLOAT INPUT c INT AGG COUNT WINDOW 1h s FLOAT AGG SUM x WINDOW 1h");
+    let mut state = WindowState::new(layout(&before), 0);
+    (0..3).for_each(|i| drop(feed(&mut state, T0 + i, 2.0)));
+    let words: Vec<&[u8]> = vec![b"ADD", b"y", b"FLOAT", b"INPUT"];
+    let alteration = Alteration::parse(b"v", &mut Arguments::new(&words)).expect("an alteration");
+    let after = alteration.applied_to(&before).expect("altered");
+    let at = ReadAt::Clock(T0 + 10);
+    let both = |state: &WindowState| ["c", "s"].map(|feature| read(state, &after, feature, at).flatten());
+    assert_eq!(both(&state), [Some(3.0), Some(6.0)]);
+    state.change_layout(layout(&after));
+    assert_eq!(both(&state), [Some(3.0), Some(6.0)]);
+    state.feed(&Event { time_ms: T0 + 5, arrived_ms: T0 + 5, inputs: &[None, Some(b"7")] });
+    assert_eq!(both(&state), [Some(4.0), Some(6.0)]);
 }
 
 #[test]
