@@ -13,6 +13,9 @@ use std::sync::{Arc, Mutex, Weak};
 
 /// Hops that a group keeps beyond its windows for events that lie ahead of the clock.
 pub(super) const HOPS_AHEAD_MAX: i64 = 16_000;
+/// A window of longer hops does not share shorter ones than these: within the default clock skew, an event ahead of the
+/// clock could push out what it holds.
+const SHARED_HOP_MS_MIN: i64 = 20;
 /// Most hops in a group of distinct counts: their stamps have 15 bits.
 const DISTINCT_HOPS_MAX: i64 = 16_384;
 /// More than any view's layout takes: 4,096 features.
@@ -200,7 +203,8 @@ impl Group {
             Kind::Distinct(_) => DISTINCT_HOPS_MAX,
             _ => HOPS_MAX,
         };
-        (self.hop_ms % hop_ms == 0 && other.hop_ms % hop_ms == 0 && hops <= hops_max).then_some(Group {
+        let is_fit = self.hop_ms == other.hop_ms || hop_ms >= SHARED_HOP_MS_MIN;
+        (is_fit && self.hop_ms % hop_ms == 0 && other.hop_ms % hop_ms == 0 && hops <= hops_max).then_some(Group {
             kind,
             hop_ms,
             hops,
