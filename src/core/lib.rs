@@ -13,6 +13,7 @@ pub mod codec;
 pub mod cursor;
 pub mod definition;
 pub mod document;
+pub mod drift;
 pub mod error;
 pub mod feature_type;
 pub mod keys;

@@ -250,7 +250,9 @@ fn an_added_window_counts_from_then_on_and_the_others_keep_what_they_have() {
 fn a_bare_count_goes_on_when_a_second_input_is_added() {
     let before = view("ENTITY u SCHEMA x FLOAT INPUT c INT AGG COUNT WINDOW 1h s FLOAT AGG SUM x WINDOW 1h");
     let mut state = WindowState::new(layout(&before), 0);
-    (0..3).for_each(|i| drop(feed(&mut state, T0 + i, 2.0)));
+    for i in 0..3 {
+        feed(&mut state, T0 + i, 2.0);
+    }
     let words: Vec<&[u8]> = vec![b"ADD", b"y", b"FLOAT", b"INPUT"];
     let alteration = Alteration::parse(b"v", &mut Arguments::new(&words)).expect("an alteration");
     let after = alteration.applied_to(&before).expect("altered");

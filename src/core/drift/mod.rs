@@ -1,0 +1,7 @@
+//! Drift: how far the values of now lie from those that a model was trained on.
+//!
+//! [`statistics`] has the tests and distances, each as its textbook and SciPy have it; [`kolmogorov`] the distribution
+//! behind one of them.
+
+pub mod kolmogorov;
+pub mod statistics;
