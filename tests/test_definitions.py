@@ -113,6 +113,7 @@ def test_what_is_not_said_has_its_default(client):
         "maxlen": 10_000,
         "extra": b"refuse",
         "storage": b"hash",
+        "dedup_ms": None,
         "description": b"",
     }
     assert told["log"] and told["consumer"]
@@ -566,7 +567,9 @@ ADD more WORD
 ADD more INT DEFAULT x
 ADD more INT TTL 8d
 ADD more VECTOR
-ADD more INT AGG COUNT WINDOW 1d
+ADD more INT AGG COUNT
+ADD more FLOAT AGG COUNT WINDOW 1d
+ADD more FLOAT AGG SUM nobody WINDOW 1d
 ADD more INT ADD more INT
 TTL
 TTL 0
@@ -575,6 +578,7 @@ LOG
 LOG MAYBE
 MAXLEN 0
 MAXLEN x
+DEDUP 1h
 CONSUMER PAUSE
 EXTRA DROP
 DESCRIPTION

@@ -138,6 +138,10 @@ pub struct Reading {
     pub hop_ms: i64,
 }
 
+fn may_share(hop_ms: i64, other_ms: i64) -> bool {
+    hop_ms == other_ms || hop_ms.min(other_ms) >= SHARED_HOP_MS_MIN
+}
+
 impl Group {
     /// The group that one window alone needs.
     fn of(window: &Window, input: Option<u32>, weight: Option<u32>) -> Group {
@@ -203,12 +207,11 @@ impl Group {
             Kind::Distinct(_) => DISTINCT_HOPS_MAX,
             _ => HOPS_MAX,
         };
-        let is_fit = self.hop_ms == other.hop_ms || hop_ms >= SHARED_HOP_MS_MIN;
-        (is_fit && self.hop_ms % hop_ms == 0 && other.hop_ms % hop_ms == 0 && hops <= hops_max).then_some(Group {
-            kind,
-            hop_ms,
-            hops,
-        })
+        (may_share(self.hop_ms, other.hop_ms)
+            && self.hop_ms % hop_ms == 0
+            && other.hop_ms % hop_ms == 0
+            && hops <= hops_max)
+            .then_some(Group { kind, hop_ms, hops })
     }
 
     /// How long a time its hops cover, milliseconds.
@@ -218,7 +221,9 @@ impl Group {
 
     /// Does it answer everything that `wanted` would, apart from how far it reaches back?
     fn answers(&self, wanted: &Group) -> bool {
-        self.common_kind(wanted) == Some(self.kind) && wanted.hop_ms % self.hop_ms == 0
+        self.common_kind(wanted) == Some(self.kind)
+            && wanted.hop_ms % self.hop_ms == 0
+            && may_share(self.hop_ms, wanted.hop_ms)
     }
 
     /// The first hop that it keeps when it reaches back from `anchor_ms`.
