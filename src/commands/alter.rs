@@ -34,8 +34,8 @@ impl Command for Alter {
             Argument::block(c"feature-to-add", FEATURE).after(c"ADD").optional().multiple(),
         ],
         reply: "`OK`.",
-        notes: "A window that is added counts from then on; over an input that other windows have already, from the next \
-                hop on. `TTL NONE` takes the TTL away. A new TTL rules reads at once; the expiry of a row's key follows with the \
+        notes: "A window that is added begins with what the states keep of its input already, if anything, and counts \
+                from then on. `TTL NONE` takes the TTL away. A new TTL rules reads at once; the expiry of a row's key follows with the \
                 row's next update. Everything else (types, names, ranges, an order) is a new version: `FS.REGISTER view \
                 VERSION n`. Without `VERSION` the newest version is changed.",
     };

@@ -18,7 +18,7 @@ use feature_store_core::codec::Effect;
 use feature_store_core::definition::FeatureView;
 use feature_store_core::keys::row_prefix;
 use feature_store_core::stream_id::StreamId;
-use feature_store_core::{Error, Result};
+use feature_store_core::{Code, Error, Result};
 use std::sync::Arc;
 
 /// Replays a log.
@@ -40,7 +40,8 @@ impl Command for Replay {
                 newest if none is named): so a new version fills from the log of the old one. Event time wins as always: \
                 rows never go back. With `WINDOWS`, that version's window state and its memory of event ids are cleared and \
                 counted again from the entries that are left in the log from that id on; events that were never logged or \
-                are trimmed are gone from the windows. Without it windows are left alone. Entries that are no update of that version are skipped. A replay goes on when its \
+                are trimmed are gone from the windows. If it ends early they hold what was counted until then: call it \
+                again. `BUSY` while another one counts. Without `WINDOWS` windows are left alone. Entries that are no update of that version are skipped. A replay goes on when its \
                 caller goes away, and ends early when the server stops being the primary. Not inside MULTI or a script.",
     };
 
@@ -68,6 +69,14 @@ impl Command for Replay {
             return Err(Error::syntax("FS.REPLAY works in the background and cannot run inside MULTI or a script"));
         }
         let end = streams::facts(context, &log.stream_key).map_or(StreamId::ZERO, |facts| facts.last_generated);
+        let is_counting =
+            |r: &replay::Replay| r.is_of(&definition.name) && r.version == definition.version && r.windows.is_some();
+        if with_windows && STATE.borrow(context).background.replays.iter().any(is_counting) {
+            return Err(Error::new(
+                Code::Busy,
+                format!("the windows of view '{}' are being counted again already", definition.name),
+            ));
+        }
         let windows = with_windows.then(|| clear_windows(context, &definition, &log));
         let replay = replay::Replay {
             windows,

@@ -6,7 +6,6 @@ use crate::server::api::{Replication, ServerString};
 use crate::server::command::{Argument, Call, Command, Keys, Spec};
 use crate::server::key::{Key, KeyType, Mode};
 use crate::server::state::STATE;
-use crate::server::windows;
 use feature_store_core::arguments::{parse_number, parse_version};
 use feature_store_core::keys::{row_prefix, window_prefix};
 use feature_store_core::{Error, Result};
@@ -52,20 +51,25 @@ impl Command for Scan {
                 arguments.finish()?;
             }
         }
-        let (prefix, of_windows, has_windows) = {
+        let (prefix, of_windows, prepared) = {
             let state = STATE.borrow(context);
             let definition = state.registry.version(view, version)?;
             let (name, version) = (&definition.name, definition.version);
-            let has_windows = state.prepared_version(name, version).is_some_and(|p| p.windows.is_some());
-            (row_prefix(name, version), window_prefix(name, version), has_windows)
+            let prepared = state.prepared_version(name, version);
+            (row_prefix(name, version), window_prefix(name, version), prepared)
         };
+        let windows = prepared.as_ref().and_then(|p| p.windows.as_ref());
         // Names hold no characters that a pattern takes for its own.
-        let pattern = match has_windows {
+        let pattern = match windows.is_some() {
             true => format!("fs:[vw]{}*", &prefix["fs:v".len()..]),
             false => format!("{prefix}*"),
         };
         let count = count.min(i64::MAX as u64).to_string();
-        let scan: [&[u8]; 5] = [cursor, b"MATCH", pattern.as_bytes(), b"COUNT", count.as_bytes()];
+        let mut scan: Vec<&[u8]> = vec![cursor, b"MATCH", pattern.as_bytes(), b"COUNT", count.as_bytes()];
+        if windows.is_none() {
+            // All that matches are rows, so the server can leave out what is none.
+            scan.extend([&b"TYPE"[..], b"hash"]);
+        }
         let reply = context.call(c"SCAN", &scan, Replication::Local);
         let reply = reply.as_element();
         let mut parts = reply.elements();
@@ -81,10 +85,17 @@ impl Command for Scan {
         // An entity is listed by its row, or by its window state where it has no row.
         let is_listed = |key: &[u8], id: &[u8]| {
             let row = ServerString::new(&[prefix.as_bytes(), id].concat());
-            let is_row = Key::open(context, &row, Mode::Read).key_type() == KeyType::Hash;
-            let is_by_row = key.starts_with(prefix.as_bytes());
-            let has_state = || !is_by_row && windows::holds_state(context, &ServerString::new(key));
-            (if is_row { is_by_row } else { has_state() }) && caller.may(&row, Access::Read)
+            let is_there = || match windows {
+                None => true,
+                Some(_) if key.starts_with(prefix.as_bytes()) => {
+                    Key::open(context, &row, Mode::Read).key_type() == KeyType::Hash
+                }
+                Some(windows) => {
+                    Key::open(context, &row, Mode::Read).key_type() != KeyType::Hash
+                        && windows.are_held(context, &ServerString::new(key))
+                }
+            };
+            caller.may(&row, Access::Read) && is_there()
         };
         let ids: Vec<Vec<u8>> = keys
             .elements()

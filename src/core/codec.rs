@@ -298,7 +298,7 @@ mod tests {
                 arrived_ms: 9,
                 state: StateChange::New(b"layout", 3),
                 is_event: true,
-                seen: Some(Sighting { id: b"e", arrived_ms: 9, entry: Some(id), remember_ms: 60_000, ids_max: 8 }),
+                seen: Some(Sighting { id: b"e", arrived_ms: 9, entry: Some(id), forget_before_ms: 1, ids_max: 8 }),
                 expires_at_ms: Some(11),
             }),
         })

@@ -5,6 +5,7 @@ use crate::feature_type::FeatureType;
 use crate::keys::{checked_feature_name, checked_name};
 use crate::value::{Refusal, Value};
 use crate::windows::aggregation::{check_window, Window};
+use crate::windows::layout::Layout;
 use rustc_hash::FxHashMap;
 use serde_json::value::RawValue;
 use std::cmp::Ordering;
@@ -13,6 +14,9 @@ use std::cmp::Ordering;
 pub const MAXLEN_DEFAULT: u64 = 10_000;
 /// Most features a view may have.
 pub const FEATURES_MAX: usize = 4_096;
+
+/// Most bytes that the window state of one entity may come to.
+const STATE_BYTES_MAX: u64 = 1 << 30;
 
 /// The values that a STRING may have, in their order.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -313,6 +317,14 @@ impl FeatureView {
                 self.features[weight].is_weight = true;
             }
             self.features[i].window = Some(Window { function, ..window });
+        }
+        let state_bytes = Layout::of(self).map_or(0, |layout| layout.bytes_max());
+        if state_bytes > STATE_BYTES_MAX {
+            return Err(Error::syntax(format!(
+                "the windows of one entity of view '{}' could take {state_bytes} bytes, allowed are {STATE_BYTES_MAX}: \
+                 give longer HOPs",
+                self.name
+            )));
         }
         Ok(())
     }

@@ -143,6 +143,7 @@ fn parse_feature(view: &[u8], arguments: &mut Arguments<'_>) -> Result<Feature> 
         } else if arguments.take_word("DESCRIPTION") {
             feature.description = text(arguments.next("DESCRIPTION")?)?;
         } else if window.take(arguments).map_err(|e| of_feature(&feature.name, view, &e))? {
+            // It took AGG, WINDOW or HOP.
         } else if let Some(word) = NOT_YET.iter().find(|w| arguments.take_word(w)) {
             return Err(Error::syntax(format!("{word} is not available in this version")));
         } else {

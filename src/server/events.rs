@@ -95,7 +95,6 @@ fn key_changed(context: Context<'_>, key: &[u8], event: &CStr) {
     }
     match event.to_bytes() {
         b"del" => row_deleted(context, key),
-        // A state that came from elsewhere belongs to what is counted now, however often that was cleared before.
         b"restore" | b"copy_to" | b"rename_to" | b"move_to" if row_of_window_key(key).is_some() => {
             windows::adopt(context, &ServerString::new(key));
         }

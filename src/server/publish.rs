@@ -111,18 +111,14 @@ pub(crate) fn apply(
     let (arrived_ms, mut entry) = source.arrival(now_ms);
     let windows = prepared.windows.as_ref().filter(|_| *source != Source::Replay);
     let identity = event_id.map(|id| Identity { id, arrived_ms });
-    let mut target = windows.and_then(|w| Target::of(context, w, entity_id, update, identity));
+    let target = windows.and_then(|w| Target::of(context, w, entity_id, update, identity));
     // An update that carries nothing but inputs leaves its row alone.
     let is_of_row = update.is_of_row(view);
     // Where nothing else is written, feeding finds out by itself what else could be wrong.
-    let is_checked = target.as_ref().filter(|t| is_of_row || *source == Source::Command || t.is_remembered());
-    if let Some(first) = is_checked.map(Target::check).transpose()?.flatten() {
+    let to_check = target.as_ref().filter(|t| is_of_row || *source == Source::Command || t.is_remembered());
+    if let Some(first) = to_check.map(Target::check).transpose()?.flatten() {
         add(&log.counters.duplicates, 1);
-        if !matches!(source, Source::ReplayWithWindows(_)) {
-            return Ok(first);
-        }
-        // The row is made again whatever windows say.
-        target = None;
+        return Ok(first);
     }
     let mut row = is_of_row.then(|| RowToChange::open(context, words, key, prepared)).transpose()?;
     let times = row.as_ref().map(|row| row.times.clone()).unwrap_or_default();

@@ -16,6 +16,8 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 const TYPE_NAME: &CStr = c"fs-window";
 const ENCODING_VERSION: c_int = 1;
 
+/// Later than every clearing, until the state is found under the key of an entity.
+const FROM_ELSEWHERE: u32 = u32::MAX;
 /// What the server keeps beside a module's value, and leaves out of MEMORY USAGE: an object and a pointer to the type.
 const SERVER_HEADER_BYTES: usize = 32;
 
@@ -68,32 +70,52 @@ unsafe fn state<'a>(value: *const c_void) -> &'a WindowState {
 unsafe extern "C" fn rdb_load(rdb: *mut raw::RedisModuleIO, version: c_int) -> *mut c_void {
     let loaded = catch_unwind(AssertUnwindSafe(|| {
         if version != ENCODING_VERSION {
-            return Err(format!("it has encoding {version}, this version reads {ENCODING_VERSION}"));
+            return Err(Unloadable::State(format!("it has encoding {version}, this version reads {ENCODING_VERSION}")));
         }
         let mut length = 0usize;
         // SAFETY: `rdb` is alive during the callback; the buffer is ours and freed once.
         unsafe {
             let buffer = api!(RedisModule_LoadStringBuffer(rdb, &mut length));
-            if buffer.is_null() || api!(RedisModule_IsIOError(rdb)) != 0 {
-                return Err("it ends early".to_owned());
+            if buffer.is_null() {
+                return Err(Unloadable::File);
             }
-            let state = WindowState::decode(std::slice::from_raw_parts(buffer.cast::<u8>(), length));
+            let state = match api!(RedisModule_IsIOError(rdb)) {
+                0 => WindowState::decode(std::slice::from_raw_parts(buffer.cast::<u8>(), length)),
+                _ => Err("it ends early".to_owned()),
+            };
             api!(RedisModule_Free(buffer.cast::<c_void>()));
-            state
+            state.map_err(Unloadable::State)
         }
     }));
-    match loaded.unwrap_or_else(|_| Err("internal error".to_owned())) {
-        Ok(state) => into_value(state),
-        Err(why) => {
-            // SAFETY: the server calls on the main thread, and asks this of a module that loads a value.
-            unsafe {
-                Context::with_detached(|context| {
-                    context.log(LogLevel::Warning, &format!("fs: a window state cannot be loaded: {why}"));
-                });
+    let loaded = loaded.unwrap_or_else(|_| Err(Unloadable::State("internal error".to_owned())));
+    // SAFETY: the server calls on the main thread.
+    let is_loading = unsafe {
+        Context::with_detached(|context| {
+            if let Err(Unloadable::State(why)) = &loaded {
+                context.log(LogLevel::Warning, &format!("fs: a window state cannot be loaded: {why}"));
             }
-            ptr::null_mut()
+            context.flags().is_loading()
+        })
+    };
+    match (loaded, is_loading) {
+        (Ok(state), true) => into_value(state),
+        (Ok(mut state), false) => {
+            // RESTORE: what was cleared elsewhere says nothing here.
+            state.set_generation(FROM_ELSEWHERE);
+            into_value(state)
         }
+        // A server that loads its own file goes on without the state rather than not at all.
+        (Err(Unloadable::State(_)), true) => into_value(WindowState::default()),
+        (Err(_), _) => ptr::null_mut(),
     }
+}
+
+/// Why a state is not loaded.
+enum Unloadable {
+    /// The file ends here: nothing after it can be read either.
+    File,
+    /// The state alone is unreadable, and this is why.
+    State(String),
 }
 
 unsafe extern "C" fn rdb_save(rdb: *mut raw::RedisModuleIO, value: *mut c_void) {

@@ -72,6 +72,11 @@ impl PreparedWindows {
         state.layout().reading(view.features()[feature].window.as_ref()?)
     }
 
+    /// Does the key hold a state that counts?
+    pub(crate) fn are_held(&self, context: Context<'_>, name: &ServerString) -> bool {
+        matches!(Key::open(context, name, Mode::Read).window_state(), Ok(Some(state)) if self.counts(state))
+    }
+
     /// Is the state of a generation that still counts?
     pub(crate) fn counts(&self, state: &WindowState) -> bool {
         state.generation() >= self.generation
@@ -180,15 +185,19 @@ impl<'a, 'w> Target<'a, 'w> {
             None => (StateChange::New(windows.layout.encoded(), windows.generation), true),
         };
         let is_event = inputs.iter().any(Option::is_some);
+        let mut expires = None;
         let seen = identity.zip(windows.dedup_ms).map(|(Identity { id, arrived_ms }, remember_ms)| {
             let ids_max = u32::try_from(config::DEDUP_IDS_MAX.get()).unwrap_or(u32::MAX);
-            Sighting { id, arrived_ms, entry, remember_ms, ids_max }
+            // Entries that are still to be read may have come long before this one.
+            let first_to_come_ms = oldest_to_come_ms(*context, log).unwrap_or(arrived_ms).min(arrived_ms);
+            let forget_before_ms = first_to_come_ms.saturating_sub(remember_ms);
+            expires = Some(now_ms.saturating_add(remember_ms));
+            Sighting { id, arrived_ms, entry, forget_before_ms, ids_max }
         });
         let expires_at_ms = {
             let of_event = is_event.then(|| event_time_ms.max(now_ms).saturating_add(windows.span_ms));
-            let of_id = seen.as_ref().map(|seen| now_ms.saturating_add(seen.remember_ms));
             let present = if is_new { None } else { key.expires_at_ms() };
-            of_event.max(of_id).filter(|at| present.is_none_or(|present| at - present >= EXPIRY_STEP_MS))
+            of_event.max(expires).filter(|at| present.is_none_or(|present| at - present >= EXPIRY_STEP_MS))
         };
         let effect = WindowEffect { arrived_ms: now_ms, state, is_event, seen, expires_at_ms };
         let (fed, forgotten) = quietly(|| execute(*context, &mut key, row_name, &effect, event_time_ms, inputs))
@@ -200,6 +209,14 @@ impl<'a, 'w> Target<'a, 'w> {
         add(&counters.dedup_overflows, forgotten);
         Ok(effect)
     }
+}
+
+/// When the first entry came that the consumer or a replay has yet to read, unix milliseconds. `None`: all are read.
+fn oldest_to_come_ms(context: Context<'_>, log: &Log) -> Option<i64> {
+    let consumed = log.position.get().filter(|_| !log.is_drained()).map(|position| position.id);
+    let state = STATE.borrow(context);
+    let replays = state.background.replays.iter().filter(|r| r.is_of(&log.view)).map(|r| r.position);
+    consumed.into_iter().chain(replays).map(|id| i64::try_from(id.ms).unwrap_or(i64::MAX)).min()
 }
 
 /// Executes what happens to a window state, as it was decided here or as it came from the primary.
@@ -262,8 +279,7 @@ fn key_of_row(row: &RowKey<'_>) -> ServerString {
     ServerString::new(&[window_prefix(row.view, row.version).as_bytes(), row.entity_id].concat())
 }
 
-/// Does the key hold window state?
-pub(crate) fn holds_state(context: Context<'_>, name: &ServerString) -> bool {
+fn holds_state(context: Context<'_>, name: &ServerString) -> bool {
     matches!(Key::open(context, name, Mode::Read).window_state(), Ok(Some(_)))
 }
 
@@ -272,17 +288,18 @@ pub(crate) fn are_there(context: Context<'_>, row: &RowKey<'_>) -> bool {
     holds_state(context, &key_of_row(row))
 }
 
-/// Makes a state count that was put in place from outside.
+/// Makes a state that was put in place from elsewhere one of the present generation, which the next clearing voids. One
+/// that is void stays so.
 pub(crate) fn adopt(context: Context<'_>, name: &ServerString) {
     let Some(row) = row_of_window_key(name.bytes()) else { return };
     let prepared = RowKey::parse(&row).and_then(|row| STATE.borrow(context).view_of(&row));
     let Ok(prepared) = prepared else { return };
     let Some(windows) = &prepared.windows else { return };
-    let stale = matches!(
+    let is_later = matches!(
         Key::open(context, name, Mode::Read).window_state(),
-        Ok(Some(state)) if state.generation() != windows.generation
+        Ok(Some(state)) if state.generation() > windows.generation
     );
-    if stale {
+    if is_later {
         if let Ok(Some(state)) = Key::open(context, name, Mode::Write).window_state() {
             state.set_generation(windows.generation);
         }

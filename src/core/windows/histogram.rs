@@ -26,16 +26,19 @@ impl Histogram {
             Some(number) => number,
             None => self.number_for(value),
         };
-        self.values[number].1 += 1;
+        let total = &mut self.values[number].1;
         let number = number as u16;
         let counts = self.hops.cell(hop, Vec::new);
         match counts.binary_search_by_key(&number, |(n, _)| *n) {
-            Ok(i) => counts[i].1 = counts[i].1.saturating_add(1),
+            // A count that is full stands still, and the total with it.
+            Ok(i) if counts[i].1 == u32::MAX => return,
+            Ok(i) => counts[i].1 += 1,
             Err(i) => {
                 counts.reserve_exact(if counts.len() == counts.capacity() { 1 + counts.len() / 4 } else { 0 });
                 counts.insert(i, (number, 1));
             }
         }
+        *total += 1;
     }
 
     /// A number for a new value: a free one, one more, or that of the rarest value.

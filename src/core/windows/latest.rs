@@ -33,6 +33,14 @@ impl Latest {
         self.dropped_ms = self.dropped_ms.max(Some(time_ms));
     }
 
+    /// Keeps what a list of so many values may hold.
+    pub(super) fn limit(&mut self, k: usize) {
+        if let Some((newest_gone, _)) = self.entries.get(k) {
+            self.note_dropped(*newest_gone);
+            self.entries.truncate(k);
+        }
+    }
+
     pub(super) fn forget_before(&mut self, time_ms: i64) {
         while self.entries.last().is_some_and(|(t, _)| *t < time_ms) {
             self.entries.pop();

@@ -55,7 +55,7 @@ impl Columns {
     }
 }
 
-/// What a group keeps.
+/// What a group keeps. Its encoding, and so the order of everything here, is part of the format of saved states.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 pub enum Kind {
     /// Count, sums, extremes. `input`: index among the inputs; none counts events that carry any INPUT.
@@ -311,9 +311,20 @@ impl Layout {
         Some(intern(Layout::new(inputs, groups, encoded)))
     }
 
+    /// The layout of no windows.
+    pub(super) fn empty() -> Arc<Layout> {
+        let encoded = crate::codec::encode_plain(&(Vec::<Input>::new(), Vec::<Group>::new()));
+        intern(Layout::new(Vec::new(), Vec::new(), encoded))
+    }
+
     fn new(inputs: Vec<Input>, groups: Vec<Group>, encoded: Vec<u8>) -> Self {
         let moments = groups.iter().filter(|g| matches!(g.kind, Kind::Moments { .. })).count();
         Layout { inputs, groups, moments, encoded }
+    }
+
+    /// The most bytes that a state takes, as [`Group::bytes_max`] says, events ahead of the clock left out.
+    pub fn bytes_max(&self) -> u64 {
+        self.groups.iter().map(|group| group.bytes_max(self, 0)).fold(0, u64::saturating_add)
     }
 
     /// Reads an encoded layout. `None`: damaged.

@@ -8,13 +8,13 @@
 
 pub mod aggregation;
 pub mod layout;
-pub mod moments;
 pub mod seen;
 pub mod state;
 
 mod distinct;
 mod histogram;
 mod latest;
+mod moments;
 mod percentile;
 mod timeline;
 mod vector_mean;

@@ -121,11 +121,15 @@ impl Place {
 
     /// Gives each sum a second word.
     fn add_second(&mut self, words: &mut Vec<u64>) {
-        let old = self.shape();
-        words.reserve_exact(self.length);
-        for i in (0..self.length).rev() {
-            words.insert(self.start + 1 + i * old.stride + old.second, 0f64.to_bits());
+        let (old, block) = (self.shape(), self.record(0)..self.end());
+        let mut records = Vec::with_capacity(self.length * (old.stride + 1));
+        for record in words[block.clone()].chunks_exact(old.stride) {
+            records.extend_from_slice(&record[..old.second]);
+            records.push(0f64.to_bits());
+            records.extend_from_slice(&record[old.second..]);
         }
+        words.reserve_exact(self.length);
+        words.splice(block, records);
         self.has_second = true;
     }
 

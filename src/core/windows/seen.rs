@@ -25,13 +25,13 @@ pub struct Sighting<'a> {
     pub arrived_ms: i64,
     /// Its entry in the log, if it has one.
     pub entry: Option<StreamId>,
-    /// How long it is remembered, milliseconds.
-    pub remember_ms: i64,
+    /// Events that came before this are forgotten: nothing that is still to come can be one of them.
+    pub forget_before_ms: i64,
     /// How many ids are remembered at most.
     pub ids_max: u32,
 }
 
-/// The events that an entity saw, in the order in which they came.
+/// The events that an entity saw, by arrival.
 #[derive(Debug, Clone, Default, PartialEq, bincode::Encode, bincode::Decode)]
 pub(super) struct Seen {
     events: VecDeque<Event>,
@@ -52,22 +52,29 @@ impl Seen {
             .map(|e| e.entry)
     }
 
-    /// Remembers an event. Answers how many were forgotten before their time.
+    /// Remembers an event, in its place by arrival: entries of the log may be read later than commands came. Answers how
+    /// many were forgotten before their time.
     pub(super) fn remember(&mut self, sighting: &Sighting<'_>) -> u64 {
-        let Sighting { id, arrived_ms, entry, remember_ms, ids_max } = *sighting;
-        let is_over = |e: &Event| e.arrived_ms.saturating_add(remember_ms) < arrived_ms;
-        while self.events.front().is_some_and(is_over) {
+        let Sighting { id, arrived_ms, entry, forget_before_ms, ids_max } = *sighting;
+        while self.events.front().is_some_and(|e| e.arrived_ms < forget_before_ms) {
             self.events.pop_front();
-        }
-        let mut forgotten = 0;
-        while self.events.len() >= ids_max.max(1) as usize {
-            forgotten += u64::from(self.events.pop_front().is_some_and(|e| !is_over(&e)));
         }
         if self.events.len() == self.events.capacity() {
             self.events.reserve_exact(1 + self.events.len() / 8);
         }
-        self.events.push_back(Event { hash: xxh3_64(id), arrived_ms, entry, id: id.into() });
+        let place = self.events.partition_point(|e| e.arrived_ms <= arrived_ms);
+        self.events.insert(place, Event { hash: xxh3_64(id), arrived_ms, entry, id: id.into() });
+        let mut forgotten = 0;
+        while self.events.len() > ids_max.max(1) as usize {
+            self.events.pop_front();
+            forgotten += 1;
+        }
         forgotten
+    }
+
+    /// How many ids are remembered.
+    pub(super) fn len(&self) -> usize {
+        self.events.len()
     }
 
     pub(super) fn heap_bytes(&self) -> usize {
@@ -76,5 +83,6 @@ impl Seen {
 
     pub(super) fn is_sound(&self) -> bool {
         self.events.iter().all(|e| e.hash == xxh3_64(&e.id))
+            && self.events.iter().zip(self.events.iter().skip(1)).all(|(a, b)| a.arrived_ms <= b.arrived_ms)
     }
 }

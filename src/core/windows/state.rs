@@ -136,9 +136,20 @@ fn finite(x: f64) -> f64 {
     }
 }
 
+/// Reads a stored form. Unlike a row's field it was never written by hand: a VECTOR is its bytes, whatever they spell.
+fn from_stored(ty: FeatureType, bytes: &[u8]) -> Option<Value<'_>> {
+    match ty {
+        FeatureType::Vector(n) => {
+            let numbers: Vec<f32> = components(bytes).collect();
+            (bytes.len() == 4 * n as usize && numbers.iter().all(|x| x.is_finite())).then_some(Value::Vector(numbers))
+        }
+        ty => Value::from_field(ty, bytes),
+    }
+}
+
 /// Is this how a value of the type is stored?
 pub fn is_stored_form(ty: FeatureType, bytes: &[u8]) -> bool {
-    Value::from_field(ty, bytes).is_some_and(|value| value.to_field() == bytes)
+    from_stored(ty, bytes).is_some_and(|value| value.to_field() == bytes)
 }
 
 fn components(vector: &[u8]) -> impl Iterator<Item = f32> + '_ {
@@ -206,6 +217,13 @@ impl Contents {
     }
 }
 
+impl Default for WindowState {
+    /// A state of no windows at all.
+    fn default() -> Self {
+        WindowState::new(Layout::empty(), 0)
+    }
+}
+
 impl WindowState {
     /// A state without events. `generation`: how often the version's windows were cleared before.
     pub fn new(layout: Arc<Layout>, generation: u32) -> Self {
@@ -257,7 +275,7 @@ impl WindowState {
     /// Takes in an event.
     pub fn feed(&mut self, event: &Event<'_>) -> Fed {
         let mut fed = Fed::default();
-        if event.time_ms.abs() > TIME_MS_MAX || event.arrived_ms.abs() > TIME_MS_MAX {
+        if event.time_ms.saturating_abs() > TIME_MS_MAX || event.arrived_ms.saturating_abs() > TIME_MS_MAX {
             fed.is_too_late = true;
             return fed;
         }
@@ -416,7 +434,7 @@ impl WindowState {
         let contents = self.rest.as_ref().and_then(|r| r.groups.get(reading.group - self.layout.moments));
         let Some(contents) = contents else { return none() };
         let input = |i: u32| self.layout.inputs[i as usize].ty;
-        let owned = |ty: FeatureType, bytes: &[u8]| Value::from_field(ty, bytes).map(Value::into_owned);
+        let owned = |ty: FeatureType, bytes: &[u8]| from_stored(ty, bytes).map(Value::into_owned);
         Ok(match (contents, group.kind) {
             (Contents::First(hops), Kind::First(i)) => {
                 hops.range(from, to).next().and_then(|cell| owned(input(i), &cell.value))
@@ -493,6 +511,9 @@ impl WindowState {
                 let before = layout.predecessor(group, &old).and_then(|i| {
                     let mut contents = rest.groups.get(i.checked_sub(old.moments)?)?.clone();
                     contents.divide_hops(old.groups[i].hop_ms / group.hop_ms);
+                    if let (Contents::Latest(latest), Kind::Latest(_, k)) = (&mut contents, group.kind) {
+                        latest.limit(k as usize);
+                    }
                     Some(contents)
                 });
                 before.or_else(|| Contents::empty(group.kind))
@@ -523,7 +544,7 @@ impl WindowState {
                 Contents::VectorMean(hops) => hops.cells().count(),
                 _ => 64,
             };
-            rest.groups.iter().map(cells).sum::<usize>() + 2
+            rest.groups.iter().map(cells).sum::<usize>() + rest.seen.len() + 2
         })
     }
 

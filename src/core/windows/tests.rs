@@ -1,6 +1,7 @@
 //! States against a naive recomputation over all events.
 
 use super::layout::{Kind, Layout};
+use super::seen::Sighting;
 use super::state::{Event, Fed, ReadAt, WindowState};
 use crate::arguments::Arguments;
 use crate::definition::FeatureView;
@@ -263,6 +264,50 @@ fn a_bare_count_goes_on_when_a_second_input_is_added() {
     assert_eq!(both(&state), [Some(3.0), Some(6.0)]);
     state.feed(&Event { time_ms: T0 + 5, arrived_ms: T0 + 5, inputs: &[None, Some(b"7")] });
     assert_eq!(both(&state), [Some(4.0), Some(6.0)]);
+}
+
+#[test]
+fn a_state_that_outlives_its_definition_can_always_be_loaded_again() {
+    let long = view("ENTITY u SCHEMA x FLOAT INPUT y FLOAT INPUT l LIST AGG LAST_K 500 x WINDOW 1h");
+    let short =
+        view("ENTITY u SCHEMA x FLOAT INPUT y FLOAT INPUT l LIST AGG LAST_K 5 x WINDOW 1h c INT AGG COUNT y WINDOW 1h");
+    let mut state = WindowState::new(layout(&long), 0);
+    for i in 0..500 {
+        feed(&mut state, T0 + i, i as f64);
+    }
+    state.change_layout(layout(&short));
+    let saved = WindowState::decode(&state.encode()).expect("what was encoded");
+    let reading = saved.layout().reading(short.features()[2].window.as_ref().expect("a window")).expect("a group");
+    let five = Value::List("[499,498,497,496,495]".into());
+    assert_eq!(saved.read(&reading, ReadAt::Clock(T0 + 500)), Ok(Some(five)));
+}
+
+#[test]
+fn a_vector_is_its_bytes_even_if_they_spell_numbers() {
+    let view = view("ENTITY u SCHEMA e VECTOR 2 INPUT l VECTOR 2 AGG LAST e WINDOW 1h");
+    let mut state = WindowState::new(layout(&view), 0);
+    let spells = b"1.5,2.25";
+    state.feed(&Event { time_ms: T0, arrived_ms: T0, inputs: &[Some(spells)] });
+    let saved = WindowState::decode(&state.encode()).expect("what was encoded");
+    let reading = saved.layout().reading(view.features()[1].window.as_ref().expect("a window")).expect("a group");
+    let Ok(Some(Value::Vector(numbers))) = saved.read(&reading, ReadAt::Clock(T0)) else { panic!("a vector") };
+    assert_eq!(numbers.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>(), spells);
+}
+
+#[test]
+fn event_ids_are_kept_by_arrival() {
+    let view = view("ENTITY u DEDUP 1m SCHEMA x FLOAT INPUT");
+    let mut state = WindowState::new(layout(&view), 0);
+    let mut remember = |id: &[u8], arrived_ms, forget_before_ms, ids_max| {
+        state.remember(&Sighting { id, arrived_ms, entry: None, forget_before_ms, ids_max });
+    };
+    remember(b"live", T0, T0 - 60_000, 2);
+    // Entries of the log that came earlier and are read later do not push it out.
+    remember(b"old", T0 - 10_000, T0 - 70_000, 2);
+    remember(b"older", T0 - 20_000, T0 - 80_000, 2);
+    assert!(state.find(b"live", T0 + 1_000, 60_000).is_some());
+    assert!(state.find(b"older", T0, 60_000).is_none() && state.find(b"old", T0, 60_000).is_some());
+    assert!(state.find(b"live", T0 + 60_001, 60_000).is_none());
 }
 
 #[test]

@@ -19,20 +19,16 @@ impl<T> Timeline<T> {
         // Events mostly come in order: the last cell is looked at first.
         let place = match self.cells.last() {
             Some((last, _)) if *last == hop => self.cells.len() - 1,
-            Some((last, _)) if *last > hop => {
-                let place = self.cells.partition_point(|(h, _)| *h < hop);
-                if self.cells[place].0 != hop {
-                    self.cells.insert(place, (hop, new()));
-                }
-                place
-            }
-            _ => {
+            Some((last, _)) if *last < hop => self.cells.len(),
+            _ => self.cells.partition_point(|(h, _)| *h < hop),
+        };
+        if self.cells.get(place).is_none_or(|(h, _)| *h != hop) {
+            if self.cells.len() == self.cells.capacity() {
                 // A timeline grows to its bound and stays there: doubling would waste half of it.
                 self.cells.reserve_exact(1 + self.cells.len() / 8);
-                self.cells.push((hop, new()));
-                self.cells.len() - 1
             }
-        };
+            self.cells.insert(place, (hop, new()));
+        }
         &mut self.cells[place].1
     }
 
