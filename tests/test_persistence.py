@@ -189,7 +189,8 @@ class Writer:
                 number = self.acknowledged + 1
                 add(self._client, f"w{self._place}-{number}", {"n": number}, EPOCH_S)
                 self.acknowledged = number
-        except valkey.ConnectionError:
+        # The library meets its own closed socket now and then, where it should say that the connection is gone.
+        except (valkey.ConnectionError, AttributeError):
             pass
 
     def join(self):

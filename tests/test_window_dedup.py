@@ -613,6 +613,24 @@ def test_live_traffic_during_a_replay_is_counted_once(slow):
     assert all_windows(client) == counted(client)
 
 
+def test_windows_are_counted_again_once_at_a_time(slow):
+    client, other = slow.client(), slow.client()
+    add_many(client, 12_000)
+    await_drained(client)
+    replayed = []
+    thread = threading.Thread(target=lambda: replayed.append(replay(other)))
+    thread.start()
+    await_until(lambda: figures(client)["replaying"], what="the replay to begin")
+    for _ in range(3):
+        with pytest.raises(valkey.ResponseError, match=r"profile.*being counted again already"):
+            replay(client)
+    thread.join()
+    assert replayed == [client.xlen(LOG)] and all_windows(client) == counted(client)
+    # Another one may follow.
+    assert replay(client) == client.xlen(LOG)
+    assert all_windows(client) == counted(client)
+
+
 def test_repetitions_during_a_replay_are_counted_once(fresh_server):
     server = fresh_server({"fs.sweep-interval": 20, "fs.consumer-slice-us": 50})
     client, other = server.client(), server.client()

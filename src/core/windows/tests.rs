@@ -295,6 +295,35 @@ fn a_vector_is_its_bytes_even_if_they_spell_numbers() {
 }
 
 #[test]
+fn hops_that_are_filled_backwards_stay_within_the_bound() {
+    let view = view("ENTITY u SCHEMA x FLOAT INPUT f FLOAT AGG FIRST x WINDOW 4096s HOP 1s");
+    let mut state = WindowState::new(layout(&view), 0);
+    for i in 0..=4_096 {
+        feed(&mut state, T0 - i * 1_000, 1.0);
+    }
+    assert!(state.bytes() as u64 <= layout(&view).bytes_max(), "{}", state.bytes());
+}
+
+#[test]
+fn a_sum_that_begins_to_round_keeps_every_hop() {
+    let view = view(
+        "ENTITY u SCHEMA x FLOAT INPUT s FLOAT AGG SUM x WINDOW 4096s HOP 1s v FLOAT AGG VAR_POP x WINDOW 4096s HOP 1s",
+    );
+    let mut state = WindowState::new(layout(&view), 0);
+    for i in 0..4_000 {
+        feed(&mut state, T0 + i * 1_000, 2.0);
+    }
+    // The first sum that is not exact gives all of them a second word.
+    feed(&mut state, T0 + 2_000_000, 0.1);
+    feed(&mut state, T0 + 2_000_000, 0.2);
+    let at = ReadAt::Named(T0 + 4_000_000);
+    let sum = read(&state, &view, "s", at).flatten().expect("a sum");
+    assert!((sum - 8_000.3).abs() < 1e-9, "{sum}");
+    assert!(read(&state, &view, "v", at).flatten().is_some_and(|v| v > 0.0 && v < 0.01));
+    assert!(WindowState::decode(&state.encode()).is_ok());
+}
+
+#[test]
 fn event_ids_are_kept_by_arrival() {
     let view = view("ENTITY u DEDUP 1m SCHEMA x FLOAT INPUT");
     let mut state = WindowState::new(layout(&view), 0);
