@@ -7,7 +7,7 @@ use crate::server::command::{Argument, Call, Command, Keys, Spec};
 use crate::server::key::{Key, KeyType, Mode};
 use crate::server::state::STATE;
 use feature_store_core::arguments::{parse_number, parse_version};
-use feature_store_core::keys::{row_prefix, window_prefix};
+use feature_store_core::keys::{version_pattern, window_prefix};
 use feature_store_core::{Error, Result};
 
 /// Lists entity ids.
@@ -51,18 +51,17 @@ impl Command for Scan {
                 arguments.finish()?;
             }
         }
-        let (prefix, of_windows, prepared) = {
+        let prepared = {
             let state = STATE.borrow(context);
             let definition = state.registry.version(view, version)?;
-            let (name, version) = (&definition.name, definition.version);
-            let prepared = state.prepared_version(name, version);
-            (row_prefix(name, version), window_prefix(name, version), prepared)
+            state.prepared_version(&definition.name, definition.version).expect("every registered view is prepared")
         };
-        let windows = prepared.as_ref().and_then(|p| p.windows.as_ref());
-        // Names hold no characters that a pattern takes for its own.
-        let pattern = match windows.is_some() {
-            true => format!("fs:[vw]{}*", &prefix["fs:v".len()..]),
-            false => format!("{prefix}*"),
+        let (name, version) = (&prepared.view.name, prepared.view.version);
+        let (prefix, of_windows) = (&prepared.row_prefix, window_prefix(name, version));
+        let windows = prepared.windows.as_ref();
+        let pattern = match windows {
+            Some(_) => version_pattern(name, version),
+            None => format!("{prefix}*"),
         };
         let count = count.min(i64::MAX as u64).to_string();
         let mut scan: Vec<&[u8]> = vec![cursor, b"MATCH", pattern.as_bytes(), b"COUNT", count.as_bytes()];

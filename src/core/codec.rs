@@ -178,7 +178,7 @@ pub struct ViewSnapshot {
     pub cursor: Option<Cursor>,
     /// Deleted rows that older log entries must not bring back: version, entity id, newest such entry.
     pub tombstones: Vec<(u32, Vec<u8>, StreamId)>,
-    /// How often the windows of a version were cleared: version, generation.
+    /// The generation of the windows of versions that were cleared: version, generation.
     pub window_generations: Vec<(u32, u32)>,
 }
 

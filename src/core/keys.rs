@@ -122,6 +122,19 @@ pub fn window_prefix(view: &str, version: u32) -> String {
     format!("fs:w{version}:{view}:")
 }
 
+/// A pattern of the server for all keys of a view's version, rows and window states. Names hold no characters that a
+/// pattern takes for its own.
+pub fn version_pattern(view: &str, version: u32) -> String {
+    format!("fs:[vw]{version}:{view}:*")
+}
+
+/// The key of the window state of a row.
+pub fn window_key(row: &RowKey<'_>) -> Vec<u8> {
+    let mut key = window_prefix(row.view, row.version).into_bytes();
+    key.extend_from_slice(row.entity_id);
+    key
+}
+
 /// The row to which a key of window state belongs; `None`: it is no such key.
 pub fn row_of_window_key(key: &[u8]) -> Option<Vec<u8>> {
     let rest = key.strip_prefix(b"fs:w")?;

@@ -19,7 +19,7 @@ pub struct View {
     pub stopped: bool,
     /// Where the consumer stood last; the group `fs` on the stream is the truth, this remakes it when it is lost.
     pub cursor: Option<Cursor>,
-    /// How often the windows of a version were cleared; states of an earlier generation are void. None: never.
+    /// The generation of a version's windows, raised when they are cleared: states of an earlier one are void. None: 0.
     pub window_generations: BTreeMap<u32, u32>,
     tombstones: HashMap<(u32, Vec<u8>), StreamId>,
 }

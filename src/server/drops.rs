@@ -6,7 +6,7 @@ use crate::server::effects::Effects;
 use crate::server::events::quietly;
 use crate::server::state::{State, STATE};
 use feature_store_core::codec::{DropSnapshot, Effect};
-use feature_store_core::keys::{dead_letter_key, stream_key};
+use feature_store_core::keys::{dead_letter_key, stream_key, version_pattern};
 
 /// Keys that one step of the scan looks at.
 const SCAN_COUNT: &[u8] = b"64";
@@ -49,8 +49,7 @@ fn step(context: Context<'_>, job: &DropSnapshot) {
         finish(context, job);
         return;
     };
-    // Names hold no characters that a pattern takes for its own.
-    let pattern = format!("fs:[vw]{version}:{}:*", job.view);
+    let pattern = version_pattern(&job.view, *version);
     let cursor = progress.cursor.unwrap_or_else(|| b"0".to_vec());
     let arguments: [&[u8]; 5] = [&cursor, b"MATCH", pattern.as_bytes(), b"COUNT", SCAN_COUNT];
     let reply = context.call(c"SCAN", &arguments, Replication::Local);

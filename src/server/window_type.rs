@@ -2,7 +2,7 @@
 
 use crate::server::api::{api, Context, LogLevel, ServerString};
 use crate::server::effects;
-use crate::server::key::Key;
+use crate::server::key::{Key, Mode};
 use feature_store_core::codec::{encode_effect, Effect};
 use feature_store_core::error::shown;
 use feature_store_core::windows::state::WindowState;
@@ -214,7 +214,7 @@ unsafe extern "C" fn defrag(
 /// Puts a state in place, as it came from the AOF.
 pub(crate) fn restore(context: Context<'_>, name: &ServerString, bytes: &[u8]) -> Result<(), String> {
     let state = WindowState::decode(bytes)?;
-    let mut key = Key::open(context, name, crate::server::key::Mode::Write);
+    let mut key = Key::open(context, name, Mode::Write);
     match key.window_state() {
         Ok(_) => key.set_window_state(state),
         Err(OtherType) => return Err(format!("key '{}' holds something else", shown(name.bytes()))),

@@ -10,7 +10,7 @@ use crate::server::window_type::OtherType;
 use feature_store_core::codec::{StateChange, WindowEffect};
 use feature_store_core::definition::FeatureView;
 use feature_store_core::error::shown;
-use feature_store_core::keys::{row_of_window_key, window_prefix, RowKey};
+use feature_store_core::keys::{row_of_window_key, window_key, window_prefix, RowKey};
 use feature_store_core::stream_id::StreamId;
 use feature_store_core::update::Update;
 use feature_store_core::windows::layout::{Layout, Reading};
@@ -276,7 +276,7 @@ pub(crate) fn execute_from_primary<'f>(
 }
 
 fn key_of_row(row: &RowKey<'_>) -> ServerString {
-    ServerString::new(&[window_prefix(row.view, row.version).as_bytes(), row.entity_id].concat())
+    ServerString::new(&window_key(row))
 }
 
 fn holds_state(context: Context<'_>, name: &ServerString) -> bool {

@@ -24,9 +24,9 @@ const DEFAULT_HOPS_MS: [i64; 13] = [
 /// A half-life may be this many times shorter than the hop: beyond, one hop would span too many powers of two.
 const HALF_LIVES_PER_HOP_MAX: i64 = 64;
 /// Most values in a LAST_K.
-const LAST_K_MAX: u64 = 1_024;
+pub(super) const LAST_K_MAX: u32 = 1_024;
 /// Most values in a TOP_K: as many as are counted exactly.
-const TOP_K_MAX: u64 = 256;
+const TOP_K_MAX: u32 = 256;
 
 /// The function of a window's events.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -126,9 +126,14 @@ impl Window {
 
     /// The bounds of the window read at `t_ms`: from, inclusive, and to, exclusive; unix milliseconds.
     pub fn bounds_ms(&self, t_ms: i64) -> (i64, i64) {
-        let hop_start = t_ms.div_euclid(self.hop_ms) * self.hop_ms;
-        (hop_start - self.length_ms, hop_start + self.hop_ms)
+        bounds_ms(self.length_ms, self.hop_ms, t_ms)
     }
+}
+
+/// The rule: from where to where a window reaches that is read at `t_ms`.
+pub(super) fn bounds_ms(length_ms: i64, hop_ms: i64, t_ms: i64) -> (i64, i64) {
+    let hop_start_ms = t_ms.div_euclid(hop_ms) * hop_ms;
+    (hop_start_ms - length_ms, hop_start_ms + hop_ms)
 }
 
 /// As after the word AGG.
@@ -281,11 +286,11 @@ fn names_no_input(arguments: &Arguments<'_>) -> bool {
         || arguments.peek_second().is_some_and(|second| FeatureType::parse(second).is_ok())
 }
 
-fn k_of(arguments: &mut Arguments<'_>, function: &str, max: u64) -> Result<u32> {
+fn k_of(arguments: &mut Arguments<'_>, function: &str, max: u32) -> Result<u32> {
     let what = format!("k of {function}");
     let k = arguments.number(&what, 1)?;
     match u32::try_from(k) {
-        Ok(n) if k <= max => Ok(n),
+        Ok(k) if k <= max => Ok(k),
         _ => Err(Error::syntax(format!("{what} must be at most {max}, got {k}"))),
     }
 }

@@ -3,7 +3,7 @@
 //! Windows over the same input share a group where that saves memory: 1h, 24h and 7d of one sum in hops of an hour are
 //! one group of 169 cells. A group in short hops also answers a window in longer hops that are multiples of its own.
 
-use super::aggregation::{Function, Window, HOPS_MAX};
+use super::aggregation::{Function, Window, HOPS_MAX, LAST_K_MAX};
 use crate::definition::{Feature, FeatureView};
 use crate::feature_type::FeatureType;
 use bincode::{Decode, Encode};
@@ -79,6 +79,18 @@ pub enum Kind {
     Histogram(u32),
     /// Sums of vectors, and of their weights.
     VectorMean(u32, Option<u32>),
+}
+
+impl Kind {
+    /// Most hops that a group may look back.
+    fn hops_max(self) -> i64 {
+        match self {
+            // Its values keep their own times.
+            Kind::Latest(..) => LOOK_BACK_MS_MAX,
+            Kind::Distinct(_) => DISTINCT_HOPS_MAX,
+            _ => HOPS_MAX,
+        }
+    }
 }
 
 /// A part of the state.
@@ -202,16 +214,11 @@ impl Group {
         let hop_ms = self.hop_ms.min(other.hop_ms);
         // A window that is read in the middle of its own long hop begins that much earlier.
         let hops = self.reach_ms().max(other.reach_ms()) / hop_ms - 1;
-        let hops_max = match kind {
-            Kind::Latest(..) => i64::MAX,
-            Kind::Distinct(_) => DISTINCT_HOPS_MAX,
-            _ => HOPS_MAX,
-        };
         (may_share(self.hop_ms, other.hop_ms)
             && self.hop_ms % hop_ms == 0
             && other.hop_ms % hop_ms == 0
-            && hops <= hops_max)
-            .then_some(Group { kind, hop_ms, hops })
+            && hops <= kind.hops_max())
+        .then_some(Group { kind, hop_ms, hops })
     }
 
     /// How long a time its hops cover, milliseconds.
@@ -351,11 +358,6 @@ impl Layout {
             && self.inputs.iter().all(|i| i.ty != FeatureType::Vector(0))
             && is_ordered
             && self.groups.iter().all(|g| {
-                let hops_max = match g.kind {
-                    Kind::Latest(..) => LOOK_BACK_MS_MAX,
-                    Kind::Distinct(_) => DISTINCT_HOPS_MAX,
-                    _ => HOPS_MAX,
-                };
                 let kind_is_sound = match g.kind {
                     Kind::Moments { input: i, columns, half_life_ms } => {
                         i.is_none_or(input)
@@ -364,12 +366,12 @@ impl Layout {
                             && half_life_ms < LOOK_BACK_MS_MAX
                     }
                     Kind::VectorMean(i, weight) => is_vector(i) && weight.is_none_or(input),
-                    Kind::Latest(i, k) => input(i) && (1..=1_024).contains(&k),
+                    Kind::Latest(i, k) => input(i) && (1..=LAST_K_MAX).contains(&k),
                     Kind::First(i) | Kind::Distinct(i) | Kind::Percentile(i) | Kind::Histogram(i) => input(i),
                 };
                 kind_is_sound
                     && g.hop_ms >= 1
-                    && (1..=hops_max).contains(&g.hops)
+                    && (1..=g.kind.hops_max()).contains(&g.hops)
                     && g.hops.checked_mul(g.hop_ms).is_some_and(|ms| ms <= LOOK_BACK_MS_MAX)
             })
     }

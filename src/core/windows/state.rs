@@ -4,7 +4,7 @@
 //! not from the clock: so last year's events can be filled in. What is older than a group reaches is forgotten, and an
 //! event that comes so late is not counted by it.
 
-use super::aggregation::Function;
+use super::aggregation::{bounds_ms, Function};
 use super::distinct::Distinct;
 use super::histogram::Histogram;
 use super::latest::Latest;
@@ -225,7 +225,7 @@ impl Default for WindowState {
 }
 
 impl WindowState {
-    /// A state without events. `generation`: how often the version's windows were cleared before.
+    /// A state without events, of a generation of the version's windows.
     pub fn new(layout: Arc<Layout>, generation: u32) -> Self {
         let mut words = Vec::with_capacity(HEADER_WORDS + layout.moments);
         words.extend([NO_EVENT as u64, u64::from(generation)]);
@@ -238,12 +238,12 @@ impl WindowState {
         &self.layout
     }
 
-    /// How often the version's windows had been cleared when it was made.
+    /// The generation of the version's windows to which it belongs.
     pub fn generation(&self) -> u32 {
         self.words[1] as u32
     }
 
-    /// Counts as one that was made after so many clearings.
+    /// Makes it one of another generation.
     pub fn set_generation(&mut self, generation: u32) {
         self.words[1] = self.words[1] & !u64::from(u32::MAX) | u64::from(generation);
     }
@@ -403,8 +403,7 @@ impl WindowState {
         let Some(reach) = self.reach() else { return none() };
         let Some(group) = self.layout.groups.get(reading.group) else { return none() };
         let t_ms = at.ms();
-        let hop_start_ms = t_ms.div_euclid(reading.hop_ms) * reading.hop_ms;
-        let (from_ms, to_ms) = (hop_start_ms - reading.length_ms, hop_start_ms + reading.hop_ms);
+        let (from_ms, to_ms) = bounds_ms(reading.length_ms, reading.hop_ms, t_ms);
         let (from, to) = (from_ms.div_euclid(group.hop_ms), to_ms.div_euclid(group.hop_ms));
         let must_be_whole = matches!(at, ReadAt::Named(_));
         // In a state of an older definition, a window that was added may be longer than the group that answers it: it
