@@ -51,6 +51,7 @@ def pairs(source: np.random.Generator):
 
 def samples(a: np.ndarray, b: np.ndarray) -> dict:
     a, b = np.sort(a), np.sort(b)
+    exponent = int(np.frexp(np.max(np.abs(b)))[1])
     edges = np.unique(np.quantile(a, np.arange(1, 10) / 10))
     expected, actual = (np.bincount(np.searchsorted(edges, x), minlength=len(edges) + 1) for x in (a, b))
     e, o = (np.maximum(counts / counts.sum(), 1e-6) for counts in (expected, actual))
@@ -61,7 +62,8 @@ def samples(a: np.ndarray, b: np.ndarray) -> dict:
         "a": a.tolist(),
         "b": b.tolist(),
         "mean": float(np.mean(b)),
-        "deviation": float(np.std(b)),
+        # numpy squares as it is: tiny values would be nothing and huge ones infinite.
+        "deviation": float(np.ldexp(np.std(np.ldexp(b, -exponent)), exponent)),
         "ks": [float(ks.statistic), float(ks.pvalue)],
         "wasserstein": float(stats.wasserstein_distance(a, b)),
         "edges": edges.tolist(),

@@ -114,6 +114,8 @@ def test_what_is_not_said_has_its_default(client):
         "extra": b"refuse",
         "storage": b"hash",
         "dedup_ms": None,
+        "sample_rate": b"1",
+        "sample_on": b"publish",
         "description": b"",
     }
     assert told["log"] and told["consumer"]

@@ -50,6 +50,11 @@ CALLS = [
     "FS.CONSUME profile COUNT 10",
     "FS.REPLAY profile FROM 0-0 VERSION 2",
     "FS.TRIM profile MAXLEN 1",
+    "FS.BASELINE profile VERSION 2 score SAMPLES 3 0.5 1 2 MISSING 0.1",
+    "FS.BASELINE profile age STATS mean 40 stddev 10 min 0 max 99",
+    "FS.BASELINE profile plan CATEGORIES 2 free 7 pro 3",
+    "FS.DRIFT profile",
+    "FS.DRIFT profile VERSION 2 age METHOD KS THRESHOLD 0.2 METHOD MEAN",
     "FS.INFO profile",
     "FS.HELP FS.GET",
     f"FS.EFFECT {ROW} bytes",
@@ -141,6 +146,7 @@ def furnish(wire: Wire) -> None:
     for row in (ROW, OTHER_ROW, OLD_ROW):
         logged = wire.call("FS.PUBLISH", row, "AT", TIME_MS - 1000, "age", 7, "name", "x", "emb", "0.5,1")
         assert not isinstance(logged, Refusal), logged
+    assert wire.call("FS.BASELINE", "profile", "age", "FREEZE") == b"OK"
 
 
 def wire_map(reply: list) -> dict:
@@ -155,8 +161,13 @@ def state(wire: Wire) -> tuple:
         for view, _, versions in views
         for version in versions
     ]
+    baselines = [
+        wire.call("FS.DESCRIBE", view, "VERSION", version)
+        for view, _, versions in views
+        for version in versions
+    ]
     stopped = [wire_map(wire.call("FS.INFO", view))[b"consumer"] == b"stopped" for view, *_ in views]
-    return wire.call("DEBUG", "DIGEST"), definitions, stopped
+    return wire.call("DEBUG", "DIGEST"), definitions, baselines, stopped
 
 
 def refused_properly(reply) -> bool:

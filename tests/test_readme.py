@@ -97,7 +97,7 @@ def shown(reply: object) -> str:
         case int():
             return f"(integer) {reply}"
         case float():
-            return f"(double) {reply:.17g}"
+            return f"(double) {repr(reply).removesuffix('.0')}"
         case bytes():
             return '"' + "".join(map(shown_byte, reply)) + '"'
         case dict():

@@ -36,6 +36,16 @@ VALUES = {
     "feature": "emb",
     "count": "1",
     "bytes": "x",
+    "rate": "1",
+    "mean": "1",
+    "stddev": "1",
+    "min": "0",
+    "max": "5",
+    "share": "0",
+    "share-of-absent-values": "0",
+    "times": "7",
+    "method": "MISSING",
+    "threshold": "0.5",
 }
 # Options that no single feature can have together: left out of the call that has everything.
 EXCLUSIVE = {"MIN", "MAX", "VALUES", "INPUT", "AGG"}
@@ -119,6 +129,7 @@ def furnish(client, schema: str | None) -> None:
     if schema:
         client.execute_command("FS.REGISTER", "profile", "ENTITY", "user", "SCHEMA", *schema.split())
         client.execute_command("FS.PUBLISH", ROW, schema.split()[0], "1")
+        client.execute_command("FS.BASELINE", "profile", schema.split()[0], "FREEZE")
 
 
 def test_the_reference_in_the_documentation_is_that_of_the_module(client):
@@ -162,7 +173,7 @@ def test_command_docs_say_what_the_reference_says(client, commands, sections):
 def test_every_call_that_the_documentation_allows_is_understood(client, commands, server):
     reader = server.client()  # A tensor is no text.
     # What a command makes must not be there yet.
-    schemas = {"FS.REGISTER": None, "FS.ALTER": "other INT"}
+    schemas = {"FS.REGISTER": None, "FS.ALTER": "other INT", "FS.BASELINE": "emb INT"}
     for command in commands:
         documented = docs_of(client, command).get("arguments", [])
         for call in calls(documented, False) + calls(documented, True):

@@ -1,6 +1,6 @@
 //! FS.ALTER.
 
-use super::register::{CONSUMER, DESCRIPTION, EXTRA, FEATURE, LOG, MAXLEN, TTL};
+use super::register::{CONSUMER, DESCRIPTION, EXTRA, FEATURE, LOG, MAXLEN, SAMPLE, TTL};
 use super::{FIRST, VERSION, VIEW};
 use crate::server::background;
 use crate::server::command::{Argument, Call, Command, Keys, Spec};
@@ -30,6 +30,7 @@ impl Command for Alter {
             MAXLEN,
             CONSUMER,
             EXTRA,
+            SAMPLE,
             DESCRIPTION,
             Argument::block(c"feature-to-add", FEATURE).after(c"ADD").optional().multiple(),
         ],

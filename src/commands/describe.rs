@@ -5,8 +5,9 @@ use crate::server::api::Context;
 use crate::server::command::{Argument, Call, Command, Keys, Spec};
 use crate::server::state::{PreparedView, STATE};
 use feature_store_core::arguments::parse_version;
-use feature_store_core::definition::Extra;
+use feature_store_core::definition::{Extra, SampleOn};
 use feature_store_core::document::to_document;
+use feature_store_core::drift::finding::Told;
 use feature_store_core::value::Value;
 use feature_store_core::windows::aggregation::Window;
 use feature_store_core::Result;
@@ -26,10 +27,11 @@ impl Command for Describe {
         keys: Keys::None,
         arguments: &[VIEW, VERSION, Argument::word(c"JSON").optional()],
         reply: "A map: `view`, `version`, `entity`, `ttl_ms` (nil: none), `log`, `maxlen`, `consumer`, `extra`, `dedup_ms` (nil: \
-                event ids are not remembered), `storage`, `description`, and `schema`, an array of maps: `name`, `type`, `default`, `ttl_ms`, `min`, `max`, \
+                event ids are not remembered), `sample_rate`, `sample_on` (`publish` or `serve`), `storage`, `description`, and `schema`, an array of maps: `name`, `type`, `default`, `ttl_ms`, `min`, `max`, \
                 `values`, `input`, `agg` (the words after AGG; nil: a plain feature), `window_ms`, `hop_ms`, \
                 `state_bytes_max` (bound of the state of one entity that answers the window; windows that share state name \
-                the same one; without the bytes of STRING and LIST values themselves), `description`, `columns` (of a tensor; nil: it has no number). With `JSON`, a document \
+                the same one; without the bytes of STRING and LIST values themselves), `baseline` (nil: none; else a map: `form`, `n`, `missing`, and of `STATS` \
+                `mean`, `stddev`, `min`, `max`), `description`, `columns` (of a tensor; nil: it has no number). With `JSON`, a document \
                 that `FS.REGISTER view JSON` takes back unchanged; its member `tensor` tells offset and width of each \
                 feature in a tensor of all that have numbers.",
         notes: "Without `VERSION` the newest version is told.",
@@ -58,7 +60,7 @@ impl Command for Describe {
 
 fn reply(context: Context<'_>, prepared: &PreparedView) {
     let view = &prepared.view;
-    context.reply_map(12);
+    context.reply_map(14);
     context.reply_text("view");
     context.reply_text(&view.name);
     context.reply_text("version");
@@ -80,6 +82,13 @@ fn reply(context: Context<'_>, prepared: &PreparedView) {
     });
     context.reply_text("dedup_ms");
     context.reply_optional_integer(view.dedup_ms);
+    context.reply_text("sample_rate");
+    context.reply_told(context.protocol(), &Told::Number(view.sample.rate));
+    context.reply_text("sample_on");
+    context.reply_text(match view.sample.on {
+        SampleOn::Publish => "publish",
+        SampleOn::Serve => "serve",
+    });
     context.reply_text("storage");
     context.reply_text("hash");
     context.reply_text("description");
@@ -97,7 +106,7 @@ fn reply_feature(context: Context<'_>, prepared: &PreparedView, place: usize) {
         context.reply_text(name);
         context.reply_value(protocol, value);
     };
-    context.reply_map(14);
+    context.reply_map(15);
     context.reply_text("name");
     context.reply_text(&feature.name);
     context.reply_text("type");
@@ -122,8 +131,24 @@ fn reply_feature(context: Context<'_>, prepared: &PreparedView, place: usize) {
     context.reply_optional_integer(window.map(|w| w.hop_ms));
     context.reply_text("state_bytes_max");
     context.reply_count(prepared.windows.as_ref().and_then(|w| w.bytes_max(place)));
+    context.reply_text("baseline");
+    reply_baseline(context, prepared, place);
     context.reply_text("description");
     context.reply_text(&feature.description);
     context.reply_text("columns");
     context.reply_count(feature.columns().map(|n| n as u64));
+}
+
+fn reply_baseline(context: Context<'_>, prepared: &PreparedView, feature: usize) {
+    // A definition whose expectation is none was refused.
+    let Ok(Some(baseline)) = prepared.samples.drift(context).baseline(&prepared.view, feature) else {
+        context.reply_nil();
+        return;
+    };
+    let members = baseline.members();
+    context.reply_map(members.len());
+    for (name, told) in members {
+        context.reply_text(name);
+        context.reply_told(context.protocol(), &told);
+    }
 }

@@ -2,9 +2,11 @@
 
 use super::{FIRST, VERSION, VIEW};
 use crate::server::acl::{Access, Caller};
+use crate::server::alerts;
 use crate::server::api::ServerString;
 use crate::server::background;
 use crate::server::command::{Argument, Call, Command, Keys, Spec};
+use crate::server::effects::Effects;
 use crate::server::state::STATE;
 use feature_store_core::arguments::parse_version;
 use feature_store_core::keys::{dead_letter_key, row_prefix, stream_key};
@@ -53,6 +55,14 @@ impl Command for Drop {
                 caller.require(context, &ServerString::new(key.as_bytes()), Access::Update)?;
             }
         }
+        let mut effects = Effects::new(context);
+        let registered = STATE.borrow(context).versions_of(&definition.name);
+        for prepared in registered {
+            if version.is_none_or(|version| version == prepared.view.version) {
+                alerts::end_all(context, &prepared, &mut effects);
+            }
+        }
+        effects.replicate();
         {
             let mut state = STATE.borrow_mut(context);
             state.registry.drop_view(view, version, with_data)?;

@@ -7,7 +7,7 @@ use crate::server::command::{Argument, Call, Command, KeyAccess, Keys, Spec};
 use crate::server::logs::add;
 use crate::server::reply::Protocol;
 use crate::server::rows::{Rows, Times};
-use crate::server::state::{words, PreparedView, STATE};
+use crate::server::state::{words, PreparedView};
 use feature_store_core::row::{Served, Status};
 use feature_store_core::time::parse_unix_ms;
 use feature_store_core::windows::state::ReadAt;
@@ -87,14 +87,9 @@ impl Command for Get {
                 context.reply_optional_integer(served.age_ms(at.ms()));
             }
         }
-        count_rows_served(context, 1);
+        rows.note_served(context);
         Ok(())
     }
-}
-
-/// Counts rows that a reader was given.
-pub(super) fn count_rows_served(context: Context<'_>, rows: u64) {
-    STATE.borrow_mut(context).counters.rows_served += rows;
 }
 
 /// Replies what is served for a feature. `field` is its stored form.

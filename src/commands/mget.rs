@@ -1,6 +1,6 @@
 //! FS.MGET.
 
-use super::get::{count_rows_served, reply_served};
+use super::get::reply_served;
 use super::{FEATURES, FIRST, KEYS};
 use crate::server::api::ServerString;
 use crate::server::command::{Call, Command, KeyAccess, Keys, Spec};
@@ -56,7 +56,7 @@ impl Command for Mget {
                 reply_served(context, protocol, &prepared, *feature, rows.field(row, place), &served);
             }
         }
-        count_rows_served(context, rows.len() as u64);
+        rows.note_served(context);
         Ok(())
     }
 }

@@ -5,11 +5,13 @@
 #![forbid(unsafe_code)]
 
 mod alter;
+mod baseline;
 mod consume;
 mod consumer;
 mod debug;
 mod del;
 mod describe;
+mod drift;
 mod drop;
 mod effect;
 mod explain;
@@ -26,7 +28,12 @@ mod tensor;
 mod trim;
 mod views;
 
+use crate::server::api::Context;
 use crate::server::command::{Argument, Entry};
+use crate::server::state::{PreparedView, STATE};
+use feature_store_core::arguments::{parse_version, Arguments};
+use feature_store_core::Result;
+use std::rc::Rc;
 
 /// All commands, in the order in which FS.HELP and the reference tell of them.
 pub(crate) const ALL: &[Entry] = &[
@@ -47,6 +54,8 @@ pub(crate) const ALL: &[Entry] = &[
     Entry::of::<consume::Consume>(),
     Entry::of::<replay::Replay>(),
     Entry::of::<trim::Trim>(),
+    Entry::of::<baseline::Baseline>(),
+    Entry::of::<drift::Drift>(),
     Entry::of::<info::Info>(),
     Entry::of::<help::Help>(),
     Entry::of::<effect::Effect>(),
@@ -59,6 +68,23 @@ pub(crate) const DEBUG: &[Entry] = &[Entry::of::<debug::Debug>()];
 const VIEW: Argument = Argument::text(c"view");
 /// `[VERSION n]`.
 const VERSION: Argument = Argument::integer(c"version").after(c"VERSION").optional();
+/// The version of a view that `[VERSION n] feature` names, or the newest. A feature may be called `version`: it is the
+/// option where a number follows.
+fn version_before_feature(
+    context: Context<'_>,
+    view: &[u8],
+    arguments: &mut Arguments<'_>,
+) -> Result<Rc<PreparedView>> {
+    let is_number = |text: &[u8]| text.first().is_some_and(u8::is_ascii_digit);
+    let version = match arguments.peek_second().is_some_and(is_number) && arguments.take_word("VERSION") {
+        true => Some(parse_version(arguments.next("VERSION")?)?),
+        false => None,
+    };
+    let state = STATE.borrow(context);
+    let view = state.registry.version(view, version)?;
+    Ok(state.prepared_version(&view.name, view.version).expect("every registered view is prepared"))
+}
+
 /// `key`, a row's key.
 const KEY: Argument = Argument::key(c"key");
 /// `key [key ...]`.

@@ -48,6 +48,15 @@ pub(super) const MAXLEN: Argument = Argument::integer(c"entries").after(c"MAXLEN
 pub(super) const CONSUMER: Argument = Argument::one_of(c"consumer", ON_OFF).after(c"CONSUMER").optional();
 pub(super) const EXTRA: Argument =
     Argument::one_of(c"extra", &[Argument::word(c"REFUSE"), Argument::word(c"IGNORE")]).after(c"EXTRA").optional();
+pub(super) const SAMPLE: Argument = Argument::block(
+    c"sample",
+    &[
+        Argument::text(c"rate"),
+        Argument::one_of(c"where", &[Argument::word(c"PUBLISH"), Argument::word(c"SERVE")]).after(c"ON"),
+    ],
+)
+.after(c"SAMPLE")
+.optional();
 pub(super) const DESCRIPTION: Argument = Argument::text(c"text").after(c"DESCRIPTION").optional();
 
 /// Registers a version of a feature view.
@@ -79,6 +88,7 @@ impl Command for Register {
                             MAXLEN,
                             CONSUMER,
                             EXTRA,
+                            SAMPLE,
                             Argument::text(c"duration").after(c"DEDUP").optional(),
                             Argument::one_of(c"storage", &[Argument::word(c"HASH")]).after(c"STORAGE").optional(),
                             DESCRIPTION,
@@ -98,9 +108,11 @@ impl Command for Register {
                 vector-input [WEIGHT input]`. `WINDOW` is its length, `HOP` the step in which it moves (by default the \
                 largest of 1s 5s 10s 30s 1m 5m 10m 30m 1h 3h 6h 12h 1d that divides the length and is at most a 48th of it). \
                 [WINDOWS.md](WINDOWS.md) tells their rules. `INPUT` marks what events carry for windows alone. `DEDUP` \
-                makes entities remember event ids for that long.\n\n\
+                makes entities remember event ids for that long. `SAMPLE` says which share of the values, and of which, drift is \
+                found in: [DRIFT.md](DRIFT.md).\n\n\
                 Durations are `1500ms`, `90s`, `5m`, `12h`, `7d`, or a bare number of seconds.\n\n\
-                Defaults: version 1, no TTL, `LOG ON`, `MAXLEN 10000`, `CONSUMER ON`, `EXTRA REFUSE`.\n\n\
+                Defaults: version 1, no TTL, `LOG ON`, `MAXLEN 10000`, `CONSUMER ON`, `EXTRA REFUSE`, `SAMPLE 1 \
+                ON PUBLISH`.\n\n\
                 Errors: `VIEWEXISTS` when that version is registered with another definition, `BUSY` while `FS.DROP DATA` \
                 still deletes what an earlier view of that name stored. Refused when the AOF is on with \
                 `aof-use-rdb-preamble no`: a rewrite of such a file would lose all definitions.",

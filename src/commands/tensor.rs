@@ -1,6 +1,5 @@
 //! FS.TENSOR.
 
-use super::get::count_rows_served;
 use super::mget::row_of_same_view;
 use super::{FEATURES, FIRST, KEYS};
 use crate::server::command::{Call, Command, KeyAccess, Keys, Spec};
@@ -65,9 +64,9 @@ impl Command for Tensor {
                     add(&prepared.log.counters.invalid_values, 1);
                 }
             }
+            row.note_served(context);
         }
         context.reply_bytes(&tensor);
-        count_rows_served(context, keys as u64);
         Ok(())
     }
 }

@@ -4,6 +4,10 @@
 //! damaged bytes. Definitions inside a snapshot are their JSON documents, so that a schema's growth needs no new format.
 
 use crate::cursor::Cursor;
+use crate::drift::baseline::Baseline;
+use crate::drift::method::Method;
+use crate::drift::steps::Bounds;
+use crate::drift::view::ViewDrift;
 use crate::materialize::TimesChange;
 use crate::stream_id::StreamId;
 use crate::value::JsonKind;
@@ -11,9 +15,11 @@ use crate::windows::seen::Sighting;
 use bincode::config::{Configuration, Limit, LittleEndian, Varint};
 use bincode::error::DecodeError;
 use std::fmt;
+use std::sync::Arc;
 
-const EFFECT_FORMAT: u8 = 2;
+const EFFECT_FORMAT: u8 = 3;
 const SNAPSHOT_FORMAT: u8 = 2;
+const DRIFT_FORMAT: u8 = 1;
 /// More than any row, log slice or set of definitions takes; a damaged length cannot allocate beyond it.
 const DECODED_BYTES_MAX: usize = 1 << 30;
 
@@ -43,6 +49,56 @@ pub enum Effect<'a> {
     },
     /// A window state, whole. The key is its own.
     WindowState(&'a [u8]),
+    /// What drift is found by, of one feature. The key is the stream's.
+    Drift(DriftEffect<'a>),
+    /// The bounds of what updates feed. The key is the stream's.
+    SampleBounds {
+        /// The version.
+        version: u32,
+        /// The bounds.
+        bounds: Bounds,
+    },
+    /// An alert started or ended. The key is that of the alerts.
+    Alert(AlertEffect<'a>),
+}
+
+/// What FS.BASELINE changed.
+#[derive(Debug, Clone, PartialEq, bincode::Encode, bincode::BorrowDecode)]
+pub struct DriftEffect<'a> {
+    /// The version.
+    pub version: u32,
+    /// The feature.
+    pub feature: &'a str,
+    /// What changed.
+    pub change: DriftChange,
+}
+
+/// A change of what drift is found by.
+#[derive(Debug, Clone, PartialEq, bincode::Encode, bincode::Decode)]
+pub enum DriftChange {
+    /// Another baseline, or none.
+    Baseline(Option<Arc<Baseline>>),
+    /// The current window is empty.
+    ClearCurrent,
+}
+
+/// An alert that started or ended.
+#[derive(Debug, Clone, PartialEq, bincode::Encode, bincode::BorrowDecode)]
+pub struct AlertEffect<'a> {
+    /// The view.
+    pub view: &'a str,
+    /// The version.
+    pub version: u32,
+    /// The feature.
+    pub feature: &'a str,
+    /// The method.
+    pub method: Method,
+    /// It started, or it ended.
+    pub starts: bool,
+    /// The entry that tells of it.
+    pub entry: Option<StreamEntry<'a>>,
+    /// To how many entries the stream was trimmed, exactly.
+    pub trimmed_to: Option<u64>,
 }
 
 /// One field of an update.
@@ -71,6 +127,8 @@ pub struct RowEffect<'a> {
     pub row: Option<RowChange<'a>>,
     /// What it changed in the window state; `None`: nothing.
     pub windows: Option<WindowEffect<'a>>,
+    /// Its values are sampled: how long after its event time it came, milliseconds.
+    pub sampled_after_ms: Option<i64>,
 }
 
 /// What an update did to the window state of its entity.
@@ -134,12 +192,12 @@ pub enum Expiry {
     At(i64),
 }
 
-/// An entry that could not be materialized.
+/// An entry that is written to a stream beside the log.
 #[derive(Debug, Clone, PartialEq, bincode::Encode, bincode::BorrowDecode)]
-pub struct DeadLetter<'a> {
-    /// Its id among the dead letters.
+pub struct StreamEntry<'a> {
+    /// Its id there.
     pub id: StreamId,
-    /// All its fields, `source_id` and `error` included.
+    /// All its fields.
     pub fields: Vec<(&'a [u8], &'a [u8])>,
 }
 
@@ -147,7 +205,7 @@ pub struct DeadLetter<'a> {
 #[derive(Debug, Clone, Default, PartialEq, bincode::Encode, bincode::BorrowDecode)]
 pub struct LogEffect<'a> {
     /// Entries that became dead letters.
-    pub dead_letters: Vec<DeadLetter<'a>>,
+    pub dead_letters: Vec<StreamEntry<'a>>,
     /// To how many entries the dead letters were trimmed, exactly.
     pub dead_letters_trimmed_to: Option<u64>,
     /// The new cursor of the group `fs`.
@@ -196,6 +254,13 @@ pub struct DropSnapshot {
 /// Bytes that are none of ours: damaged, or written by a later version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CodecError(String);
+
+impl CodecError {
+    /// What is wrong with the bytes.
+    pub(crate) fn new(why: String) -> Self {
+        CodecError(why)
+    }
+}
 
 impl fmt::Display for CodecError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -277,6 +342,29 @@ pub fn decode_snapshot(bytes: &[u8]) -> Result<Snapshot, CodecError> {
     decode("snapshot of definitions", SNAPSHOT_FORMAT, bytes)
 }
 
+/// The drift state of a version of a view, as it is read back.
+#[derive(Debug, Clone, PartialEq, bincode::Decode)]
+pub struct DriftSnapshot {
+    /// The view.
+    pub view: String,
+    /// The version.
+    pub version: u32,
+    /// The state.
+    pub drift: ViewDrift,
+}
+
+/// Writes the drift state of all views; it is large, so it is not copied first.
+pub fn encode_drift(all: &[(&str, u32, &ViewDrift)]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    encode(DRIFT_FORMAT, &all, &mut bytes);
+    bytes
+}
+
+/// Reads it back.
+pub fn decode_drift(bytes: &[u8]) -> Result<Vec<DriftSnapshot>, CodecError> {
+    decode("snapshot of drift", DRIFT_FORMAT, bytes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -301,6 +389,7 @@ mod tests {
                 seen: Some(Sighting { id: b"e", arrived_ms: 9, entry: Some(id), forget_before_ms: 1, ids_max: 8 }),
                 expires_at_ms: Some(11),
             }),
+            sampled_after_ms: Some(13),
         })
     }
 

@@ -1,5 +1,6 @@
 //! Feature views: what a feature is, what a view is, and which values each accepts.
 
+use crate::drift::baseline::{Baseline, Expected};
 use crate::error::{shown, Code, Error, Result};
 use crate::feature_type::FeatureType;
 use crate::keys::{checked_feature_name, checked_name};
@@ -67,6 +68,8 @@ pub struct Feature {
     pub window: Option<Window>,
     /// It weighs vectors of a window, so it must not be negative.
     pub is_weight: bool,
+    /// What its values are expected to be like.
+    pub expected: Option<Expected>,
     /// For people.
     pub description: String,
 }
@@ -85,6 +88,7 @@ impl Feature {
             input: false,
             window: None,
             is_weight: false,
+            expected: None,
             description: String::new(),
         })
     }
@@ -194,6 +198,9 @@ impl Feature {
         if self.input && (self.default.is_some() || self.ttl_ms.is_some()) {
             return refuse("an INPUT is not served, so it takes no DEFAULT and no TTL".to_owned());
         }
+        if let Some(expected) = &self.expected {
+            Baseline::of_expected(view, self, expected)?;
+        }
         if let Some(default) = &self.default {
             if let Err(Refusal::Because(why)) = self.check_range(default) {
                 return refuse(format!("DEFAULT {} {why}", display(default)));
@@ -224,6 +231,30 @@ pub enum Extra {
     Ignore,
 }
 
+/// Where the values are sampled that drift is found in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SampleOn {
+    /// Where they are published.
+    Publish,
+    /// Where they are served.
+    Serve,
+}
+
+/// Which values are sampled.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sampling {
+    /// Share of arrivals, 0 to 1.
+    pub rate: f64,
+    /// Of which arrivals.
+    pub on: SampleOn,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Sampling { rate: 1.0, on: SampleOn::Publish }
+    }
+}
+
 /// A version of a feature view.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FeatureView {
@@ -247,6 +278,8 @@ pub struct FeatureView {
     pub extra: Extra,
     /// An event id that an entity saw within this time is not taken again, milliseconds.
     pub dedup_ms: Option<i64>,
+    /// Which values are sampled.
+    pub sample: Sampling,
     /// For people.
     pub description: String,
     /// The schema, in its order.
@@ -268,6 +301,7 @@ impl FeatureView {
             consumer: true,
             extra: Extra::Refuse,
             dedup_ms: None,
+            sample: Sampling::default(),
             description: String::new(),
             features: Vec::new(),
             by_name: FxHashMap::default(),

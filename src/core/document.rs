@@ -1,7 +1,8 @@
 //! A view as a JSON document: what `FS.REGISTER view JSON` takes, FS.DESCRIBE gives back, and snapshots keep.
 
 use crate::arguments::{parse_version, Arguments};
-use crate::definition::{Extra, Feature, FeatureView, MAXLEN_DEFAULT};
+use crate::definition::{Extra, Feature, FeatureView, SampleOn, Sampling, MAXLEN_DEFAULT};
+use crate::drift::baseline::Expected;
 use crate::error::{shown, Error, Result};
 use crate::feature_type::{FeatureType, TypeWord};
 use crate::schema_syntax::{of_feature, set_values, vector_length};
@@ -33,6 +34,44 @@ fn refuse_word() -> String {
     "refuse".to_owned()
 }
 
+/// A member that must be an object: a structure would be read from a list too.
+fn object<'de, D: Deserializer<'de>, T: serde::de::DeserializeOwned>(
+    deserializer: D,
+) -> std::result::Result<Option<T>, D::Error> {
+    let members = serde_json::Map::deserialize(deserializer)?;
+    serde_json::from_value(Json::Object(members)).map(Some).map_err(serde::de::Error::custom)
+}
+
+/// Which values are sampled, as a document says it.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SampleDocument {
+    rate: f64,
+    on: String,
+}
+
+fn read_sample(document: &SampleDocument) -> Result<Sampling> {
+    if !(0.0..=1.0).contains(&document.rate) {
+        return Err(Error::syntax(format!("the rate of sample must be from 0 to 1, got {}", document.rate)));
+    }
+    let on = match document.on.to_ascii_lowercase().as_str() {
+        "publish" => SampleOn::Publish,
+        "serve" => SampleOn::Serve,
+        other => {
+            return Err(Error::syntax(format!("sample is on publish or on serve, got '{}'", shown(other.as_bytes()))))
+        }
+    };
+    Ok(Sampling { rate: document.rate, on })
+}
+
+fn sample_document(sample: Sampling) -> SampleDocument {
+    let on = match sample.on {
+        SampleOn::Publish => "publish",
+        SampleOn::Serve => "serve",
+    };
+    SampleDocument { rate: sample.rate, on: on.to_owned() }
+}
+
 fn hash_word() -> String {
     "hash".to_owned()
 }
@@ -57,6 +96,8 @@ struct ViewDocument {
     extra: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     dedup: Option<Json>,
+    #[serde(default, deserialize_with = "object", skip_serializing_if = "Option::is_none")]
+    sample: Option<SampleDocument>,
     #[serde(default = "hash_word")]
     storage: String,
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -101,6 +142,9 @@ struct FeatureDocument {
     window: Option<Json>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     hop: Option<Json>,
+    /// What the values are expected to be like.
+    #[serde(default, deserialize_with = "object", skip_serializing_if = "Option::is_none")]
+    expected: Option<Expected>,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     description: String,
 }
@@ -182,6 +226,9 @@ pub fn parse_document(view: &[u8], text: &[u8]) -> Result<FeatureView> {
         )));
     }
     definition.dedup_ms = document.dedup.as_ref().map(duration).transpose()?.flatten();
+    if let Some(sample) = &document.sample {
+        definition.sample = read_sample(sample)?;
+    }
     definition.description = document.description;
     for feature in document.schema.0 {
         definition.add_feature(read_feature(&definition.name, feature)?)?;
@@ -246,6 +293,7 @@ fn read_feature(view: &str, document: FeatureDocument) -> Result<Feature> {
         feature.allow(value)?;
     }
     feature.input = document.input;
+    feature.expected = document.expected;
     feature.description = document.description;
     let raw = |value: &Option<Box<RawValue>>| value.as_ref().map(|v| v.get().to_owned());
     let read = |json: &str| {
@@ -302,6 +350,7 @@ pub fn to_document(view: &FeatureView) -> String {
             agg: f.window.as_ref().map(Window::to_string),
             window: f.window.as_ref().map(|w| Json::String(format_duration(w.length_ms))),
             hop: f.window.as_ref().map(|w| Json::String(format_duration(w.hop_ms))),
+            expected: f.expected.clone(),
             description: f.description.clone(),
         })
         .collect();
@@ -318,6 +367,7 @@ pub fn to_document(view: &FeatureView) -> String {
             Extra::Ignore => "ignore".to_owned(),
         },
         dedup: view.dedup_ms.map(|ms| Json::String(format_duration(ms))),
+        sample: Some(sample_document(view.sample)),
         storage: hash_word(),
         description: view.description.clone(),
         schema: Schema(features),

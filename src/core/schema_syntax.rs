@@ -1,7 +1,7 @@
 //! The words of FS.REGISTER and FS.ALTER.
 
 use crate::arguments::{parse_version, Arguments};
-use crate::definition::{Extra, Feature, FeatureView};
+use crate::definition::{Extra, Feature, FeatureView, SampleOn, Sampling};
 use crate::error::{shown, Error, Result};
 use crate::feature_type::{FeatureType, TypeWord};
 use crate::time::parse_duration;
@@ -63,6 +63,7 @@ enum ViewOption {
     Maxlen(u64),
     Consumer(bool),
     Extra(Extra),
+    Sample(Sampling),
     Description(String),
 }
 
@@ -77,6 +78,7 @@ impl ViewOption {
             ViewOption::Maxlen(n) => view.maxlen = n,
             ViewOption::Consumer(on) => view.consumer = on,
             ViewOption::Extra(extra) => view.extra = extra,
+            ViewOption::Sample(sample) => view.sample = sample,
             ViewOption::Description(text) => view.description = text,
         }
     }
@@ -95,11 +97,24 @@ fn take_option(arguments: &mut Arguments<'_>) -> Result<Option<ViewOption>> {
     } else if arguments.take_word("EXTRA") {
         let ignore = arguments.one_of("EXTRA", &["REFUSE", "IGNORE"])? == 1;
         ViewOption::Extra(if ignore { Extra::Ignore } else { Extra::Refuse })
+    } else if arguments.take_word("SAMPLE") {
+        let rate = sample_rate(arguments.next("SAMPLE")?)?;
+        if !arguments.take_word("ON") {
+            return Err(Error::syntax("SAMPLE needs ON PUBLISH or ON SERVE after its rate"));
+        }
+        let on = [SampleOn::Publish, SampleOn::Serve][arguments.one_of("SAMPLE ON", &["PUBLISH", "SERVE"])?];
+        ViewOption::Sample(Sampling { rate, on })
     } else if arguments.take_word("DESCRIPTION") {
         ViewOption::Description(text(arguments.next("DESCRIPTION")?)?)
     } else {
         return Ok(None);
     }))
+}
+
+/// The share of arrivals that is sampled.
+fn sample_rate(text: &[u8]) -> Result<f64> {
+    let rate = lexical_core::parse(text).ok().filter(|rate| (0.0..=1.0).contains(rate));
+    rate.ok_or_else(|| Error::syntax(format!("the rate of SAMPLE must be from 0 to 1, got '{}'", shown(text))))
 }
 
 fn text(bytes: &[u8]) -> Result<String> {
@@ -221,7 +236,7 @@ impl Alteration {
             } else {
                 let word = shown(arguments.next("option")?);
                 return Err(Error::syntax(format!(
-                    "'{word}' cannot change in place (TTL, LOG, MAXLEN, CONSUMER, EXTRA, DESCRIPTION and ADD can): \
+                    "'{word}' cannot change in place (TTL, LOG, MAXLEN, CONSUMER, EXTRA, SAMPLE, DESCRIPTION and ADD can): \
                      register a new version"
                 )));
             }
@@ -313,7 +328,11 @@ mod tests {
         let altered = alter("TTL NONE LOG OFF ADD b FLOAT DEFAULT 1").expect("an alteration");
         assert!(altered.ttl_ms.is_none() && altered.ttl_was_removed && !altered.log);
         assert_eq!(altered.features().len(), 2);
-        for bad in ["", "ENTITY x", "ADD a INT", "SCHEMA b INT", "TTL", "ADD b INT TTL 2d"] {
+        let sampled = alter("SAMPLE 0.25 ON SERVE").expect("an alteration").sample;
+        assert_eq!(sampled, Sampling { rate: 0.25, on: SampleOn::Serve });
+        for bad in
+            ["", "ENTITY x", "ADD a INT", "SCHEMA b INT", "TTL", "ADD b INT TTL 2d", "SAMPLE 2 ON SERVE", "SAMPLE 1"]
+        {
             assert!(alter(bad).is_err(), "{bad}");
         }
     }

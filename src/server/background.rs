@@ -8,7 +8,7 @@ use crate::server::command::guarded;
 use crate::server::config;
 use crate::server::replay::Replay;
 use crate::server::state::STATE;
-use crate::server::{consumer, decoder, drops, replay};
+use crate::server::{consumer, decoder, drift, drops, replay};
 use redis_module::raw;
 use std::collections::VecDeque;
 use std::ffi::c_void;
@@ -29,6 +29,8 @@ pub(crate) struct Background {
     pub(crate) replays: VecDeque<Replay>,
     /// Where the deletion of dropped data stands.
     pub(crate) drop_progress: drops::Progress,
+    /// Tests for drift.
+    pub(crate) drift: drift::DriftWork,
 }
 
 /// What a slice left.
@@ -96,22 +98,38 @@ unsafe extern "C" fn on_tick(ctx: *mut raw::RedisModuleCtx, _data: *mut c_void) 
         if context.flags().is_replica() || context.flags().is_loading() {
             // The sweep finds out when this changes.
             replay::abort_all(context);
-            let deadline = Deadline::after(Duration::from_micros(config::SLICE_US.get_u64()));
-            if !context.flags().is_loading() && sweep(context, deadline) == Left::Work {
+            if !context.flags().is_loading() && read_slice(context) == Left::Work {
                 wake(context);
             }
             return;
         }
         if !may_write(context) {
-            schedule(context, WAITING_TICK_MS);
+            // What only reads goes on.
+            match drift::slice(context, new_deadline()) {
+                Left::Work => wake(context),
+                Left::Nothing => schedule(context, WAITING_TICK_MS),
+            }
         } else if slice(context) == Left::Work {
             wake(context);
         }
     });
 }
 
+fn new_deadline() -> Deadline {
+    Deadline::after(Duration::from_micros(config::SLICE_US.get_u64()))
+}
+
+/// What a replica does too.
+fn read_slice(context: Context<'_>) -> Left {
+    let deadline = new_deadline();
+    match (sweep(context, deadline), drift::slice(context, deadline)) {
+        (Left::Nothing, Left::Nothing) => Left::Nothing,
+        _ => Left::Work,
+    }
+}
+
 fn slice(context: Context<'_>) -> Left {
-    let deadline = Deadline::after(Duration::from_micros(config::SLICE_US.get_u64()));
+    let deadline = new_deadline();
     decoder::collect(context);
     let mut logs = STATE.borrow(context).logs();
     logs.retain(|log| log.has_work());
@@ -128,7 +146,7 @@ fn slice(context: Context<'_>) -> Left {
             left = Left::Work;
         }
     }
-    for work in [sweep, replay::slice, drops::slice] {
+    for work in [sweep, replay::slice, drops::slice, drift::slice] {
         if work(context, deadline) == Left::Work {
             left = Left::Work;
         }

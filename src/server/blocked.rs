@@ -1,9 +1,21 @@
 //! A caller that waits while background work goes on.
 
 use crate::server::api::{api, Context};
+use crate::server::command::guarded;
+use crate::server::drift;
 use feature_store_core::Error;
 use redis_module::raw;
 use std::ptr::NonNull;
+
+/// Tells callers apart while they are blocked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct CallerId(usize);
+
+unsafe extern "C" fn on_leave(ctx: *mut raw::RedisModuleCtx, caller: *mut raw::RedisModuleBlockedClient) {
+    // SAFETY: the context is alive during the callback, which runs on the main thread.
+    let context = unsafe { Context::new(ctx) };
+    guarded(context, || drift::abandon(context, CallerId(caller as usize)));
+}
 
 /// A blocked caller. One that nobody answers is told of an internal error; one that has gone away costs nothing.
 pub(crate) struct BlockedCaller(Option<NonNull<raw::RedisModuleBlockedClient>>);
@@ -22,6 +34,29 @@ impl BlockedCaller {
         // SAFETY: the context is a running command's that may block; no callbacks, no timeout.
         let raw = unsafe { api!(RedisModule_BlockClient(context.as_ptr(), None, None, None, 0)) };
         BlockedCaller(Some(NonNull::new(raw).expect("the server blocks a caller that may be blocked")))
+    }
+
+    /// Blocks a caller for whom nothing is to be done any more when it goes away.
+    pub(crate) fn of_one_who_may_leave(context: Context<'_>) -> Self {
+        let caller = Self::of(context);
+        if let Some(raw) = caller.0 {
+            // SAFETY: the handle is alive; the callback is static and catches panics.
+            unsafe { api!(RedisModule_SetDisconnectCallback(raw.as_ptr(), Some(on_leave))) };
+        }
+        caller
+    }
+
+    /// Which caller it is.
+    pub(crate) fn id(&self) -> Option<CallerId> {
+        self.0.map(|raw| CallerId(raw.as_ptr() as usize))
+    }
+
+    /// Lets a caller go who has gone away: nobody reads a reply.
+    pub(crate) fn abandon(mut self) {
+        if let Some(raw) = self.0.take() {
+            // SAFETY: we are on the main thread; the handle is given back once.
+            unsafe { api!(RedisModule_UnblockClient(raw.as_ptr(), std::ptr::null_mut())) };
+        }
     }
 
     /// Replies and lets the caller go on.

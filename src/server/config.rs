@@ -84,9 +84,42 @@ pub(crate) static DEDUP_IDS_MAX: Setting = Setting::new(
     "Event ids that one entity of a view with DEDUP remembers at most; the oldest go first.",
 );
 
+/// Values that a current window holds at most.
+pub(crate) static DRIFT_SAMPLES: Setting = Setting::new(
+    c"drift-samples",
+    10_000,
+    100,
+    10_000_000,
+    "Values that the current window of a feature, and its baseline of SAMPLES, hold at most.",
+);
+/// How far a current window reaches back.
+pub(crate) static DRIFT_AGE_MS_MAX: Setting = Setting::new(
+    c"drift-max-age",
+    86_400_000,
+    480,
+    366 * 86_400_000,
+    "Milliseconds that the current window of a feature reaches back.",
+);
+/// Drift is looked for this often.
+pub(crate) static DRIFT_INTERVAL_MS: Setting = Setting::new(
+    c"drift-interval",
+    60_000,
+    0,
+    366 * 86_400_000,
+    "Milliseconds between checks of all features that have a baseline, which start and end alerts; 0: never.",
+);
+
 /// All settings.
-pub(crate) static ALL: [&Setting; 5] =
-    [&CLOCK_SKEW_MS_MAX, &DEDUP_IDS_MAX, &LOG_HARD_CAP, &SLICE_US, &SWEEP_INTERVAL_MS];
+pub(crate) static ALL: [&Setting; 8] = [
+    &CLOCK_SKEW_MS_MAX,
+    &DEDUP_IDS_MAX,
+    &DRIFT_INTERVAL_MS,
+    &DRIFT_AGE_MS_MAX,
+    &DRIFT_SAMPLES,
+    &LOG_HARD_CAP,
+    &SLICE_US,
+    &SWEEP_INTERVAL_MS,
+];
 
 unsafe extern "C" fn get(_name: *const c_char, setting: *mut c_void) -> c_longlong {
     // SAFETY: `register` passes a pointer to a static.

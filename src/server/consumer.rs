@@ -7,14 +7,14 @@ use crate::server::api::{Context, LogLevel, ServerString};
 use crate::server::background::{self, Deadline, Left};
 use crate::server::config;
 use crate::server::decoder::{self, decode, Against, Decoded, Outcome};
-use crate::server::effects::{append_dead_letter, Effects};
+use crate::server::effects::{append_entry, Effects};
 use crate::server::events::quietly;
-use crate::server::key::{End, Key, KeyType, Mode, Precision};
+use crate::server::key::{End, Key, Mode, Precision};
 use crate::server::logs::{add, Log, Shape};
 use crate::server::publish::{self, flush_cursor, Publication, Source};
 use crate::server::state::{words, PreparedView, Words, STATE};
 use crate::server::streams;
-use feature_store_core::codec::{DeadLetter, LogEffect};
+use feature_store_core::codec::{LogEffect, StreamEntry};
 use feature_store_core::cursor::{trim_target, Cursor};
 use feature_store_core::definition::FeatureView;
 use feature_store_core::log_entry::{DecodedEntry, RawEntry, ERROR, SOURCE_ID};
@@ -116,9 +116,7 @@ impl<'a> Unit<'a> {
         add(&self.log.counters.dead_letters, 1);
         let name = &self.log.dead_letter_key;
         let key = Key::open(self.context, name, Mode::Write);
-        let written = matches!(key.key_type(), KeyType::Stream | KeyType::Empty)
-            .then(|| quietly(|| append_dead_letter(self.context, &key, name, letter.fields(), None)))
-            .flatten();
+        let written = quietly(|| append_entry(self.context, &key, name, letter.fields(), None));
         match written {
             Some(id) => {
                 letter.id = id;
@@ -144,8 +142,11 @@ impl<'a> Unit<'a> {
                 streams::trim(context, &key, &log.dead_letter_key, log.maxlen.get(), Precision::Approximate)
             });
         }
-        effect.dead_letters =
-            self.letters.iter().map(|letter| DeadLetter { id: letter.id, fields: letter.fields().collect() }).collect();
+        effect.dead_letters = self
+            .letters
+            .iter()
+            .map(|letter| StreamEntry { id: letter.id, fields: letter.fields().collect() })
+            .collect();
         effect.trimmed_to = trim(context, log);
         flush_cursor(context, log, effect, &mut self.effects);
         self.effects.replicate();

@@ -7,10 +7,12 @@ use crate::server::api::{Context, ServerString};
 use crate::server::events::quietly;
 use crate::server::key::{Key, KeyType, Mode, Precision};
 use crate::server::rows;
-use crate::server::state::{words, STATE};
+use crate::server::state::{words, PreparedView, STATE};
 use crate::server::streams;
-use crate::server::{window_type, windows};
-use feature_store_core::codec::{decode_effect, encode_effect, Append, Effect, FieldEffect, LogEffect, RowEffect};
+use crate::server::{alerts, samples, window_type, windows};
+use feature_store_core::codec::{
+    decode_effect, encode_effect, Append, DriftChange, DriftEffect, Effect, FieldEffect, LogEffect, RowEffect,
+};
 use feature_store_core::keys::RowKey;
 use feature_store_core::log_entry::write_features;
 use feature_store_core::stream_id::StreamId;
@@ -18,6 +20,7 @@ use feature_store_core::time::format_unix_seconds;
 use redis_module::raw;
 use smallvec::SmallVec;
 use std::ffi::CStr;
+use std::rc::Rc;
 
 /// The command that carries effects.
 pub(crate) const COMMAND: &CStr = c"FS.EFFECT";
@@ -118,6 +121,13 @@ pub(crate) fn execute(context: Context<'_>, name: &ServerString, bytes: &[u8]) -
             Ok(())
         }
         Effect::WindowState(bytes) => window_type::restore(context, name, bytes),
+        Effect::Drift(effect) => execute_drift(context, name, effect),
+        Effect::SampleBounds { version, bounds } => {
+            let prepared = version_of_log(context, name, version)?;
+            prepared.samples.drift_mut(context).rebound_published(bounds);
+            Ok(())
+        }
+        Effect::Alert(effect) => alerts::execute(context, name, &effect),
         Effect::DropDone => {
             if let Some(view) = streams::view_of(name.bytes()) {
                 STATE.borrow_mut(context).finish_drop(view);
@@ -125,6 +135,36 @@ pub(crate) fn execute(context: Context<'_>, name: &ServerString, bytes: &[u8]) -
             Ok(())
         }
     })
+}
+
+/// The version of the view that a log's key belongs to.
+fn version_of_log(context: Context<'_>, name: &ServerString, version: u32) -> Result<Rc<PreparedView>, String> {
+    let view = streams::view_of(name.bytes()).ok_or("the key is no view's log")?;
+    STATE
+        .borrow(context)
+        .prepared_version(view, version)
+        .ok_or_else(|| format!("view '{view}' has no version {version}"))
+}
+
+fn execute_drift(context: Context<'_>, name: &ServerString, effect: DriftEffect<'_>) -> Result<(), String> {
+    let prepared = version_of_log(context, name, effect.version)?;
+    let feature = prepared.view.position(effect.feature.as_bytes(), 0);
+    let feature = feature.ok_or_else(|| format!("there is no feature '{}'", effect.feature))?;
+    if let DriftChange::Baseline(Some(baseline)) = &effect.change {
+        if !baseline.is_sound(prepared.view.features()[feature].ty) {
+            return Err(format!("the baseline does not fit feature '{}'", effect.feature));
+        }
+    }
+    samples::change(context, &prepared, feature, effect.change);
+    Ok(())
+}
+
+/// Takes a publish into the sample of this copy.
+fn execute_sample(context: Context<'_>, key: &RowKey<'_>, effect: &RowEffect<'_>, arrived_ms: i64) {
+    let Ok(prepared) = STATE.borrow(context).view_of(key) else { return };
+    let fields = effect.fields.iter().enumerate();
+    let known = fields.filter_map(|(hint, f)| Some((prepared.view.position(f.name.as_bytes(), hint)?, f.field)));
+    prepared.samples.publish(&prepared.view, known, arrived_ms);
 }
 
 fn execute_row(context: Context<'_>, name: &ServerString, effect: &RowEffect<'_>) -> Result<(), String> {
@@ -160,6 +200,9 @@ fn execute_row(context: Context<'_>, name: &ServerString, effect: &RowEffect<'_>
         let fields = effect.fields.iter().map(|f| (f.name, f.field));
         windows::execute_from_primary(context, name, &key, change, effect.event_time_ms, fields)?;
     }
+    if let Some(after_ms) = effect.sampled_after_ms {
+        execute_sample(context, &key, effect, effect.event_time_ms.saturating_add(after_ms));
+    }
     Ok(())
 }
 
@@ -191,7 +234,7 @@ fn execute_log(context: Context<'_>, name: &ServerString, effect: &LogEffect<'_>
         let letters_name = ServerString::new(feature_store_core::keys::dead_letter_key(view).as_bytes());
         let letters = Key::open(context, &letters_name, Mode::Write);
         for letter in &effect.dead_letters {
-            append_dead_letter(context, &letters, &letters_name, letter.fields.iter().copied(), Some(letter.id));
+            append_entry(context, &letters, &letters_name, letter.fields.iter().copied(), Some(letter.id));
         }
         if let Some(length) = effect.dead_letters_trimmed_to {
             streams::trim(context, &letters, &letters_name, length, Precision::Exact);
@@ -211,16 +254,19 @@ fn execute_log(context: Context<'_>, name: &ServerString, effect: &LogEffect<'_>
     Ok(())
 }
 
-/// Appends an entry to the dead letters. `None`: the key holds something else, or takes no more.
-pub(crate) fn append_dead_letter<'f>(
+/// Appends an entry to a stream beside the log. `None`: the key holds something else, or takes no more.
+pub(crate) fn append_entry<'f>(
     context: Context<'_>,
-    letters: &Key<'_>,
-    letters_name: &ServerString,
+    stream: &Key<'_>,
+    stream_name: &ServerString,
     fields: impl Iterator<Item = (&'f [u8], &'f [u8])>,
     id: Option<StreamId>,
 ) -> Option<StreamId> {
+    if !matches!(stream.key_type(), KeyType::Stream | KeyType::Empty) {
+        return None;
+    }
     let strings: Vec<ServerString> =
         fields.flat_map(|(field, value)| [ServerString::new(field), ServerString::new(value)]).collect();
     let strings: Vec<&ServerString> = strings.iter().collect();
-    streams::append(context, letters, letters_name, id, &strings)
+    streams::append(context, stream, stream_name, id, &strings)
 }

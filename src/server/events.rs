@@ -6,6 +6,7 @@ use crate::server::command::guarded;
 use crate::server::consumer;
 use crate::server::effects::Effects;
 use crate::server::logs::add;
+use crate::server::persistence::Served;
 use crate::server::state::STATE;
 use crate::server::streams;
 use crate::server::windows;
@@ -177,13 +178,13 @@ fn loading(context: Context<'_>, subevent: u64) {
         }
         // What the file holds is all there is. An RDB without definitions leaves none behind; an AOF tells them again.
         raw::REDISMODULE_SUBEVENT_LOADING_RDB_START | raw::REDISMODULE_SUBEVENT_LOADING_AOF_START => {
-            STATE.borrow_mut(context).replace_registry(Default::default());
+            STATE.borrow_mut(context).replace_registry(Default::default(), Served::Arrived);
         }
         raw::REDISMODULE_SUBEVENT_LOADING_ENDED => {
             let mut state = STATE.borrow_mut(context);
             if std::mem::take(&mut state.resyncing) {
                 let arrived = state.arriving.take().unwrap_or_default();
-                state.replace_registry(arrived);
+                state.replace_registry(arrived, Served::Own);
             }
             drop(state);
             forget_positions(context);

@@ -23,6 +23,7 @@ pub(crate) fn figures(context: Context<'_>) -> Vec<Figure> {
     let views = state.registry.views().count() as u64;
     let versions = state.registry.views().map(|(_, v)| v.versions.len() as u64).sum();
     let tombstones = state.registry.views().map(|(_, v)| v.tombstones() as u64).sum();
+    let versions_of_views = state.all_versions();
     let read_ahead = logs.iter().flat_map(|l| l.in_flight.borrow().iter().map(|j| j.size as u64).collect::<Vec<_>>());
     let of_module = [
         (c"views", views),
@@ -34,6 +35,10 @@ pub(crate) fn figures(context: Context<'_>) -> Vec<Figure> {
         (c"read_ahead_bytes", read_ahead.sum()),
         (c"replays", state.background.replays.len() as u64),
         (c"dropping", state.registry.drops.len() as u64),
+        (c"drift_alerts", versions_of_views.iter().map(|p| p.samples.drift(context).alerts()).sum()),
+        (c"drift_alerts_started", state.background.drift.alerts_started),
+        (c"drift_checks", state.background.drift.checks),
+        (c"drift_samples_bytes", versions_of_views.iter().map(|p| p.samples.drift(context).heap_bytes() as u64).sum()),
         (c"panics", panics_caught()),
     ];
     of_module.into_iter().chain(counted).collect()

@@ -2,7 +2,7 @@
 
 use crate::server::api::{api, Context, LogLevel, ServerString};
 use crate::server::command::{self, Entry};
-use crate::server::{background, config, events, info, persistence, window_type};
+use crate::server::{background, config, drift, events, info, persistence, window_type};
 use redis_module::raw;
 use std::ffi::{c_char, c_int, CStr};
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -114,6 +114,7 @@ fn register(
     config::load(context)?;
     settings.into_iter().try_for_each(|(name, value)| config::set_by_argument(name, value))?;
     background::start_sweeping(context);
+    drift::start_looking(context);
     context.log(LogLevel::Notice, concat!("fs: feature store ", env!("CARGO_PKG_VERSION"), " is loaded"));
     Ok(())
 }

@@ -4,6 +4,7 @@
 //! the product's parts on it.
 
 pub(crate) mod acl;
+pub(crate) mod alerts;
 pub(crate) mod allocator;
 pub(crate) mod api;
 pub(crate) mod background;
@@ -12,6 +13,7 @@ pub(crate) mod command;
 pub(crate) mod config;
 pub(crate) mod consumer;
 pub(crate) mod decoder;
+pub(crate) mod drift;
 pub(crate) mod drops;
 pub(crate) mod effects;
 pub(crate) mod events;
@@ -24,6 +26,7 @@ pub(crate) mod publish;
 pub(crate) mod replay;
 pub(crate) mod reply;
 pub(crate) mod rows;
+pub(crate) mod samples;
 pub(crate) mod state;
 pub(crate) mod streams;
 pub(crate) mod window_type;

@@ -1,26 +1,54 @@
-//! Module-wide state in the RDB: definitions, cursors, and deletions that are not finished.
+//! Module-wide state in the RDB: definitions, cursors, deletions that are not finished, and what drift is found by.
 //!
 //! It is the auxiliary data of a data type that no key has. When there is nothing to save nothing is written, so a
 //! server without the module can load the file.
 
 use crate::server::api::{api, Context, LogLevel};
 use crate::server::state::{State, STATE};
-use feature_store_core::codec::{decode_snapshot, encode_snapshot};
+use feature_store_core::codec::{decode_drift, decode_snapshot, encode_drift, encode_snapshot, DriftSnapshot};
+use feature_store_core::drift::view::ViewDrift;
 use feature_store_core::registry::Registry;
 use redis_module::raw;
+use std::cell::Ref;
 use std::ffi::{c_char, c_int, c_void, CStr};
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
 /// Nine characters, as the server wants them.
 const TYPE_NAME: &CStr = c"fs-module";
-const ENCODING_VERSION: c_int = 1;
+const ENCODING_VERSION: c_int = 2;
+
+/// What a file holds.
+#[derive(Default)]
+pub(crate) struct Arrived {
+    registry: Registry,
+    /// Of versions that are registered, and in order.
+    drift: Vec<DriftSnapshot>,
+}
+
+/// Whose are the samples of what was served?
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Served {
+    /// Those of the file: it is our own.
+    Arrived,
+    /// Those that this node has: the file is another's.
+    Own,
+}
 
 impl State {
     /// Puts other definitions in place of the present ones.
-    pub(crate) fn replace_registry(&mut self, registry: Registry) {
-        self.registry = registry;
+    pub(crate) fn replace_registry(&mut self, arrived: Arrived, served: Served) {
+        let before = self.take_versions();
+        self.registry = arrived.registry;
         self.background.drop_progress = Default::default();
         self.prepare_all();
+        for DriftSnapshot { view, version, mut drift } in arrived.drift {
+            let Some(prepared) = self.prepared_version(&view, version) else { continue };
+            if served == Served::Own {
+                let own = before.iter().find(|own| own.view.name == view && own.view.version == version);
+                prepared.samples.keep_own_serving(&mut drift, own.map(|own| &own.samples), &prepared.view);
+            }
+            prepared.samples.install(drift);
+        }
     }
 }
 
@@ -32,10 +60,21 @@ unsafe extern "C" fn save(rdb: *mut raw::RedisModuleIO, _when: c_int) {
         let bytes = unsafe {
             Context::with_detached(|context| {
                 let state = STATE.borrow(context);
-                (!state.registry.is_empty()).then(|| encode_snapshot(&state.registry.to_snapshot()))
+                if state.registry.is_empty() {
+                    return Vec::new();
+                }
+                let all = state.all_versions();
+                let drifts: Vec<Ref<'_, ViewDrift>> = all.iter().map(|p| p.samples.drift(context)).collect();
+                let mut named: Vec<(&str, u32, &ViewDrift)> = all
+                    .iter()
+                    .zip(&drifts)
+                    .map(|(p, drift)| (p.view.name.as_str(), p.view.version, &**drift))
+                    .collect();
+                named.sort_unstable_by_key(|(view, version, _)| (*view, *version));
+                vec![encode_snapshot(&state.registry.to_snapshot()), encode_drift(&named)]
             })
         };
-        if let Some(bytes) = bytes {
+        for bytes in bytes {
             // SAFETY: `rdb` is alive during the callback.
             unsafe { api!(RedisModule_SaveStringBuffer(rdb, bytes.as_ptr().cast::<c_char>(), bytes.len())) };
         }
@@ -47,12 +86,12 @@ unsafe extern "C" fn load(rdb: *mut raw::RedisModuleIO, version: c_int, _when: c
         // SAFETY: the server calls on the main thread; `rdb` is alive.
         let context = unsafe { Context::new(api!(RedisModule_GetContextFromIO(rdb))) };
         match read(rdb, version) {
-            Ok(registry) => {
+            Ok(arrived) => {
                 let mut state = STATE.borrow_mut(context);
                 if state.resyncing {
-                    state.arriving = Some(registry);
+                    state.arriving = Some(arrived);
                 } else {
-                    state.replace_registry(registry);
+                    state.replace_registry(arrived, Served::Arrived);
                 }
                 true
             }
@@ -65,23 +104,32 @@ unsafe extern "C" fn load(rdb: *mut raw::RedisModuleIO, version: c_int, _when: c
     (if loaded.unwrap_or(false) { raw::REDISMODULE_OK } else { raw::REDISMODULE_ERR }) as c_int
 }
 
-fn read(rdb: *mut raw::RedisModuleIO, version: c_int) -> Result<Registry, String> {
+fn read(rdb: *mut raw::RedisModuleIO, version: c_int) -> Result<Arrived, String> {
     if version != ENCODING_VERSION {
         return Err(format!("they have encoding {version}, this version reads {ENCODING_VERSION}"));
     }
+    let snapshot = decode_snapshot(&read_bytes(rdb)?).map_err(|e| e.to_string())?;
+    let registry = Registry::from_snapshot(snapshot).map_err(|e| e.to_string())?;
+    let drift = decode_drift(&read_bytes(rdb)?).map_err(|e| e.to_string())?;
+    for DriftSnapshot { view, version, drift } in &drift {
+        let definition = registry.version(view.as_bytes(), Some(*version)).map_err(|e| e.to_string())?;
+        drift.check(definition).map_err(|e| e.to_string())?;
+    }
+    Ok(Arrived { registry, drift })
+}
+
+fn read_bytes(rdb: *mut raw::RedisModuleIO) -> Result<Vec<u8>, String> {
     let mut length = 0usize;
     // SAFETY: `rdb` is alive during the callback; the buffer is ours and freed once.
-    let bytes = unsafe {
+    unsafe {
         let buffer = api!(RedisModule_LoadStringBuffer(rdb, &mut length));
         if buffer.is_null() || api!(RedisModule_IsIOError(rdb)) != 0 {
             return Err("the file ends early".to_owned());
         }
         let bytes = std::slice::from_raw_parts(buffer.cast::<u8>(), length).to_vec();
         api!(RedisModule_Free(buffer.cast::<c_void>()));
-        bytes
-    };
-    let snapshot = decode_snapshot(&bytes).map_err(|e| e.to_string())?;
-    Registry::from_snapshot(snapshot).map_err(|e| e.to_string())
+        Ok(bytes)
+    }
 }
 
 // No key ever has this type; the server asks for these functions all the same.

@@ -57,6 +57,11 @@ pub(crate) enum Source {
 }
 
 impl Source {
+    /// Does it come for the first time?
+    fn is_arrival(self) -> bool {
+        matches!(self, Source::Command | Source::CommandWithoutLog | Source::Log(_))
+    }
+
     /// When an event came, for the memory of events, and the entry that it has already.
     fn arrival(self, now_ms: i64) -> (i64, Option<StreamId>) {
         match self {
@@ -141,7 +146,14 @@ pub(crate) fn apply(
             applied: !feature.input && planned.as_ref().is_some_and(|p| p.applied[i]),
         }
     });
-    let mut effect = RowEffect { event_time_ms, fields: fields.collect(), log: None, row: None, windows: None };
+    let mut effect = RowEffect {
+        event_time_ms,
+        fields: fields.collect(),
+        log: None,
+        row: None,
+        windows: None,
+        sampled_after_ms: None,
+    };
 
     // The log comes first: it is the only step that can still fail.
     let mut appended_id = None;
@@ -195,7 +207,15 @@ pub(crate) fn apply(
             Err(error) => context.log(LogLevel::Warning, &format!("fs: windows were not fed: {error}")),
         }
     }
-    if effect.log.is_some() || effect.row.is_some() || effect.windows.is_some() {
+    if source.is_arrival() && prepared.samples.wants_update() {
+        if let Some(bounds) = prepared.samples.changed_bounds() {
+            effects.push(&log.stream_key, &Effect::SampleBounds { version: view.version, bounds });
+        }
+        prepared.samples.publish(view, update.changes().iter().map(|c| (c.feature, update.field(c))), now_ms);
+        effect.sampled_after_ms = Some(now_ms.saturating_sub(event_time_ms));
+    }
+    let is_nothing = effect.log.is_none() && effect.row.is_none() && effect.windows.is_none();
+    if !is_nothing || effect.sampled_after_ms.is_some() {
         effects.push(key, &Effect::Row(effect));
     }
     if appended_id.is_some() {

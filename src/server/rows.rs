@@ -2,7 +2,7 @@
 
 use crate::server::api::{Context, ServerString};
 use crate::server::key::{Key, KeyType, Mode};
-use crate::server::state::{PreparedView, Words};
+use crate::server::state::{PreparedView, Words, STATE};
 use crate::server::window_type::OtherType;
 use crate::server::windows::wrong_type as wrong_type_of_state;
 use feature_store_core::codec::{Expiry, RowChange};
@@ -237,6 +237,17 @@ impl<'v> Rows<'v> {
     /// The row's times.
     pub(crate) fn times(&self, row: usize) -> &RowTimes {
         &self.rows[row].times
+    }
+
+    /// The rows were given to a reader: counts them, and takes their values into the sample where the view wants that.
+    pub(crate) fn note_served(&self, context: Context<'_>) {
+        STATE.borrow_mut(context).counters.rows_served += self.rows.len() as u64;
+        // What was true at another time says nothing of the present.
+        if let ReadAt::Clock(now_ms) = self.at {
+            for row in 0..self.rows.len() {
+                self.prepared.samples.serve(self.features, now_ms, |place| self.serve(row, place));
+            }
+        }
     }
 
     /// The stored form of the feature at a place of what was asked for.

@@ -3,6 +3,8 @@
 use crate::server::api::{Context, ServerString};
 use crate::server::background::Background;
 use crate::server::logs::Log;
+use crate::server::persistence::Arrived;
+use crate::server::samples::Samples;
 use crate::server::windows::PreparedWindows;
 use feature_store_core::definition::FeatureView;
 use feature_store_core::keys::{dead_letter_key, row_prefix, stream_key, RowKey, FEATURE_VIEW, TIMES, UPDATED_AT};
@@ -50,7 +52,7 @@ pub(crate) struct State {
     /// The definitions, and what must outlive a restart.
     pub(crate) registry: Registry,
     /// What a full resync brings, until the load has succeeded.
-    pub(crate) arriving: Option<Registry>,
+    pub(crate) arriving: Option<Arrived>,
     /// A load from the primary is under way.
     pub(crate) resyncing: bool,
     /// The registry prepared for the hot path.
@@ -87,6 +89,8 @@ pub(crate) struct PreparedView {
     pub(crate) log: Rc<Log>,
     /// Its windows and the memory of events, where it has any.
     pub(crate) windows: Option<PreparedWindows>,
+    /// Its drift state.
+    pub(crate) samples: Samples,
     /// The last request for features by a list of names: a model asks for the same again and again.
     last_request: RefCell<Option<Rc<Request>>>,
 }
@@ -162,9 +166,10 @@ impl State {
             self.prepared.remove(name);
             return;
         };
-        let known = self.prepared.remove(name).map(|prepared| prepared.log);
-        let is_new = known.is_none();
-        let log = known.unwrap_or_else(|| {
+        let (known_versions, known_log) =
+            self.prepared.remove(name).map_or((Vec::new(), None), |known| (known.versions, Some(known.log)));
+        let is_new = known_log.is_none();
+        let log = known_log.unwrap_or_else(|| {
             let (stream, dead_letters) = (stream_key(name), dead_letter_key(name));
             Rc::new(Log::new(name, ServerString::new(stream.as_bytes()), ServerString::new(dead_letters.as_bytes())))
         });
@@ -173,6 +178,7 @@ impl State {
             .versions
             .iter()
             .map(|(version, definition)| {
+                let known = known_versions.iter().find(|(v, _)| v == version).map(|(_, prepared)| &prepared.samples);
                 let prepared = PreparedView {
                     view: Arc::clone(definition),
                     row_prefix: row_prefix(name, *version),
@@ -182,6 +188,7 @@ impl State {
                         definition,
                         view.window_generations.get(version).copied().unwrap_or_default(),
                     ),
+                    samples: Samples::of(definition, known),
                     last_request: RefCell::new(None),
                 };
                 (*version, Rc::new(prepared))
@@ -226,6 +233,21 @@ impl State {
     pub(crate) fn prepared_version(&self, view: &str, version: u32) -> Option<Rc<PreparedView>> {
         let prepared = self.prepared.get(view)?;
         prepared.versions.iter().find(|(v, _)| *v == version).map(|(_, view)| Rc::clone(view))
+    }
+
+    /// All versions of all views.
+    pub(crate) fn all_versions(&self) -> Vec<Rc<PreparedView>> {
+        self.prepared.values().flat_map(|p| p.versions.iter().map(|(_, view)| Rc::clone(view))).collect()
+    }
+
+    /// All versions of a view.
+    pub(crate) fn versions_of(&self, view: &str) -> Vec<Rc<PreparedView>> {
+        self.prepared.get(view).map_or_else(Vec::new, |p| p.versions.iter().map(|(_, view)| Rc::clone(view)).collect())
+    }
+
+    /// Forgets what was prepared of versions; logs keep what they know. Answers the versions.
+    pub(crate) fn take_versions(&mut self) -> Vec<Rc<PreparedView>> {
+        self.prepared.values_mut().flat_map(|p| std::mem::take(&mut p.versions)).map(|(_, view)| view).collect()
     }
 
     /// All logs.

@@ -1,8 +1,18 @@
 //! Drift: how far the values of now lie from those that a model was trained on.
 //!
-//! [`statistics`] has the tests and distances, each as its textbook and SciPy have it; [`kolmogorov`] the distribution
-//! behind one of them, [`sample`] what is kept of the values of now.
+//! [`view::ViewDrift`] holds the state of a view: for each feature a [`current`] window and a [`baseline`].
+//! [`finding`] compares them by a [`method`]; [`statistics`] has the tests and distances, each as its textbook and SciPy
+//! have it.
 
+pub mod baseline;
+pub mod categories;
+pub mod current;
+pub mod finding;
 pub mod kolmogorov;
+pub mod method;
+pub mod request;
 pub mod sample;
 pub mod statistics;
+pub mod steps;
+pub mod sums;
+pub mod view;

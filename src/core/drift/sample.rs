@@ -1,159 +1,210 @@
 //! The values of a while, sampled: at most so many, none older than so long, each arrival as likely as any other.
 //!
-//! Every arrival draws a number, by its place in the order of arrivals and so the same on all copies; values whose number
-//! is below a threshold are kept. When there are too many, the threshold falls and takes some along. Time is cut into
-//! slots; a slot remembers the lowest threshold that it saw, and what is read is what would be kept under the lowest of
-//! all slots that are left. So the sample stays uniform when a burst comes and when it is forgotten again.
+//! Every arrival draws a number; the share of numbers that is kept falls in levels, each seven eighths of the one before.
+//! When there are too many values the level rises and takes some along. Each part of the while remembers the highest
+//! level that it saw, and what is read is what would be kept under the highest of all parts that are left. So the sample
+//! stays uniform when a burst comes and when it is forgotten again.
 
+use super::steps::{Bounds, Steps};
 use bincode::{Decode, Encode};
-use std::collections::VecDeque;
-use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-/// A window of values is forgotten in so many steps.
-const SLOTS: i64 = 48;
-/// Numbers are drawn below this.
-const NUMBERS: u32 = 1 << 24;
-const SLOT_BITS: u32 = 8;
+/// What is drawn at a level is kept up to this number.
+const KEPT_UP_TO: [u64; 256] = {
+    let mut thresholds = [u64::MAX; 256];
+    let mut level = 1;
+    while level < 256 {
+        thresholds[level] = thresholds[level - 1] - thresholds[level - 1] / 8;
+        level += 1;
+    }
+    thresholds
+};
+/// So many levels halve what is kept.
+const LEVELS_OF_A_HALF: u8 = 5;
+
+/// The highest level at which a number is still kept.
+fn level_of(draw: u64) -> u8 {
+    let kept = KEPT_UP_TO.partition_point(|threshold| *threshold >= draw);
+    u8::try_from(kept.saturating_sub(1)).unwrap_or(u8::MAX)
+}
+
+/// When something came, and the number that it drew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Arrival {
+    /// Which part of time it came in.
+    pub step: i64,
+    /// Uniform over all numbers.
+    pub draw: u64,
+}
 
 /// A bounded sample of values by arrival.
 #[derive(Debug, Clone, PartialEq, Encode, Decode)]
 pub struct Sample<V: 'static> {
-    /// What is kept.
+    /// What is kept, in the order of arrival.
     values: Vec<V>,
-    /// For each value its number and, in the low bits, its slot.
-    marks: Vec<u32>,
-    slots: VecDeque<Slot>,
-    threshold: u32,
-    arrivals: u64,
+    /// For each value the highest level at which it is kept.
+    levels: Vec<u8>,
+    steps: Steps<Kept>,
+    level: u8,
 }
 
-/// A part of the window.
+/// What a sample keeps of a part of the while.
 #[derive(Debug, Clone, PartialEq, Encode, Decode)]
-struct Slot {
-    /// Arrival time over the slot's length.
-    number: i64,
-    /// The lowest threshold since it began.
-    threshold: u32,
-    /// Values that came.
-    present: u64,
-    /// Arrivals without a value.
-    absent: u64,
-}
-
-/// How much a sample may hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Bounds {
-    /// At most so many values, at least 8.
-    pub values_max: usize,
-    /// None is older than this, milliseconds, and some are forgotten a 48th of it earlier. At least 48.
-    pub age_ms_max: i64,
+struct Kept {
+    /// The highest level since it began.
+    level: u8,
+    /// How many values.
+    values: u32,
 }
 
 impl<V> Default for Sample<V> {
     fn default() -> Self {
-        Sample { values: Vec::new(), marks: Vec::new(), slots: VecDeque::new(), threshold: NUMBERS, arrivals: 0 }
+        Sample { values: Vec::new(), levels: Vec::new(), steps: Steps::default(), level: 0 }
     }
 }
 
 impl<V> Sample<V> {
-    /// Takes in an arrival, with or without a value. `arrived_ms` does not fall.
-    pub fn take(&mut self, value: Option<V>, arrived_ms: i64, bounds: Bounds) {
-        self.forget(arrived_ms, bounds);
-        let number = slot_number(arrived_ms, bounds);
-        if self.slots.back().is_none_or(|slot| slot.number < number) {
-            self.slots.push_back(Slot { number, threshold: self.threshold, present: 0, absent: 0 });
+    /// Takes in an arrival without a value.
+    pub fn take_absent(&mut self, arrival: Arrival, bounds: Bounds) {
+        self.reach(arrival.step, bounds);
+        if let Some(step) = self.steps.newest() {
+            step.absent += 1;
         }
-        let Some(slot) = self.slots.back_mut() else { return };
-        let Some(value) = value else {
-            slot.absent += 1;
-            return;
-        };
-        slot.present += 1;
-        self.arrivals += 1;
-        let drawn = xxh3_64_with_seed(&self.arrivals.to_le_bytes(), 0) as u32 % NUMBERS;
-        if drawn >= self.threshold {
-            return;
+    }
+
+    /// Takes in an arrival with a value, which is only asked for when it is kept. True: it was.
+    pub fn take(&mut self, arrival: Arrival, bounds: Bounds, value: impl FnOnce() -> Option<V>) -> bool {
+        self.reach(arrival.step, bounds);
+        let Some(step) = self.steps.newest() else { return false };
+        step.present += 1;
+        if arrival.draw > KEPT_UP_TO[usize::from(self.level)] {
+            return false;
         }
-        let mark = drawn << SLOT_BITS | slot_mark(slot.number);
+        let Some(value) = value() else { return false };
+        step.rest.values += 1;
+        let values_max = usize::try_from(bounds.values_max).unwrap_or(usize::MAX);
+        if self.values.len() == self.values.capacity() {
+            // The bound is known: doubling would take up to twice of it.
+            let more =
+                (self.values.len() / 2).max(64).min(values_max.saturating_add(1) - self.values.len().min(values_max));
+            self.values.reserve_exact(more);
+            self.levels.reserve_exact(more);
+        }
         self.values.push(value);
-        self.marks.push(mark);
-        while self.values.len() > bounds.values_max {
-            self.lower_threshold();
-        }
+        self.levels.push(level_of(arrival.draw));
+        self.shrink_to(values_max);
+        true
     }
 
-    /// Forgets what is too old.
-    pub fn forget(&mut self, now_ms: i64, bounds: Bounds) {
-        let first = slot_number(now_ms, bounds) - SLOTS + 1;
-        if self.slots.front().is_none_or(|slot| slot.number >= first) {
+    /// Begins the part of an arrival, and forgets what is too old then.
+    fn reach(&mut self, number: i64, bounds: Bounds) {
+        if !self.steps.is_new(number) {
             return;
         }
-        self.slots.retain(|slot| slot.number >= first);
-        let mut is_left = [false; 1 << SLOT_BITS];
-        self.slots.iter().for_each(|slot| is_left[slot_mark(slot.number) as usize] = true);
-        self.keep(|mark| is_left[(mark & ((1 << SLOT_BITS) - 1)) as usize]);
+        let mut forgotten = 0;
+        self.steps.begin(number, Kept { level: self.level, values: 0 }, |kept| forgotten += kept.values as usize);
+        self.values.drain(..forgotten.min(self.values.len()));
+        self.levels.drain(..forgotten.min(self.levels.len()));
         // A burst is forgotten: what comes now may be kept more often again.
-        if self.values.len() < bounds.values_max / 2 {
-            self.threshold = self.threshold.saturating_mul(2).min(NUMBERS);
+        if (self.values.len() as u64) < bounds.values_max / 2 {
+            self.level = self.level.saturating_sub(LEVELS_OF_A_HALF);
+            if let Some(step) = self.steps.newest() {
+                step.rest.level = self.level;
+            }
         }
     }
 
-    /// Takes an eighth of the numbers away, and the values that drew them.
-    fn lower_threshold(&mut self) {
-        let threshold = (self.threshold - self.threshold.div_ceil(8)).max(1);
-        self.threshold = threshold;
-        self.slots.iter_mut().for_each(|slot| slot.threshold = slot.threshold.min(threshold));
-        if threshold > 1 {
-            self.keep(|mark| mark >> SLOT_BITS < threshold);
-        } else {
+    fn shrink_to(&mut self, values_max: usize) {
+        while self.values.len() > values_max {
+            if self.level < u8::MAX {
+                self.rise();
+                continue;
+            }
             self.values.pop();
-            self.marks.pop();
+            self.levels.pop();
+            if let Some(step) = self.steps.iter_mut().filter(|step| step.rest.values > 0).last() {
+                step.rest.values -= 1;
+            }
         }
     }
 
-    fn keep(&mut self, is_kept: impl Fn(u32) -> bool) {
-        let mut marks = self.marks.iter();
-        self.values.retain(|_| marks.next().is_some_and(|mark| is_kept(*mark)));
-        self.marks.retain(|mark| is_kept(*mark));
+    /// One level up: an eighth of the numbers goes, and the values that drew them.
+    fn rise(&mut self) {
+        self.level += 1;
+        let (mut from, mut to) = (0, 0);
+        for step in self.steps.iter_mut() {
+            step.rest.level = step.rest.level.max(self.level);
+            let end = from + step.rest.values as usize;
+            let before = to;
+            for i in from..end {
+                if self.levels[i] >= self.level {
+                    self.values.swap(to, i);
+                    self.levels.swap(to, i);
+                    to += 1;
+                }
+            }
+            step.rest.values = (to - before) as u32;
+            from = end;
+        }
+        self.values.truncate(to);
+        self.levels.truncate(to);
     }
 
-    /// The sample, in the order of arrival.
-    pub fn values(&self) -> impl Iterator<Item = &V> {
-        let lowest = self.slots.iter().map(|slot| slot.threshold).min().unwrap_or(NUMBERS);
-        self.values
-            .iter()
-            .zip(&self.marks)
-            .filter(move |(_, mark)| **mark >> SLOT_BITS < lowest)
-            .map(|(value, _)| value)
+    /// Takes on other bounds.
+    pub fn rebound(&mut self, old: Bounds, new: Bounds) {
+        if old.age_ms_max != new.age_ms_max {
+            self.steps.recut(old, new, |kept, more| {
+                kept.level = kept.level.max(more.level);
+                kept.values += more.values;
+            });
+        }
+        self.shrink_to(usize::try_from(new.values_max).unwrap_or(usize::MAX));
+        self.values.shrink_to_fit();
+        self.levels.shrink_to_fit();
+    }
+
+    /// The sample at this moment, in the order of arrival.
+    pub fn values(&self, now_ms: i64, bounds: Bounds) -> impl Iterator<Item = &V> {
+        let first = bounds.first_step(now_ms);
+        let forgotten: usize = self.steps.iter().filter(|s| s.number < first).map(|s| s.rest.values as usize).sum();
+        let level = self.steps.iter().filter(|s| s.number >= first).map(|s| s.rest.level).max().unwrap_or(0);
+        let kept = self.values.iter().zip(&self.levels).skip(forgotten);
+        kept.filter(move |(_, of_value)| **of_value >= level).map(|(value, _)| value)
+    }
+
+    /// Everything that is held, readable or not.
+    pub(crate) fn all(&self) -> &[V] {
+        &self.values
     }
 
     /// How many values came, sampled or not, and how many arrivals had none.
-    pub fn arrivals(&self) -> (u64, u64) {
-        self.slots.iter().fold((0, 0), |(present, absent), slot| (present + slot.present, absent + slot.absent))
+    pub fn arrivals(&self, now_ms: i64, bounds: Bounds) -> (u64, u64) {
+        self.steps.arrivals_since(bounds.first_step(now_ms))
+    }
+
+    /// Do its parts fit each other? What was read from a file may not.
+    pub fn is_sound(&self) -> bool {
+        let kept: u64 = self.steps.iter().map(|step| u64::from(step.rest.values)).sum();
+        self.values.len() == self.levels.len() && kept == self.values.len() as u64 && self.steps.are_in_order()
     }
 
     /// Bytes on the heap.
     pub fn heap_bytes(&self) -> usize {
-        self.values.capacity() * size_of::<V>()
-            + self.marks.capacity() * size_of::<u32>()
-            + self.slots.capacity() * size_of::<Slot>()
+        self.values.capacity() * size_of::<V>() + self.levels.capacity() + self.steps.heap_bytes()
     }
-}
-
-fn slot_number(ms: i64, bounds: Bounds) -> i64 {
-    ms.div_euclid((bounds.age_ms_max / SLOTS).max(1))
-}
-
-fn slot_mark(number: i64) -> u32 {
-    number.rem_euclid(1 << SLOT_BITS) as u32
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::drift::statistics::chi_squared;
+    use xxhash_rust::xxh3::xxh3_64;
 
     const BOUNDS: Bounds = Bounds { values_max: 1_000, age_ms_max: 48_000 };
+
+    fn take(sample: &mut Sample<f64>, n: u64, ms: i64, bounds: Bounds) {
+        let arrival = Arrival { step: bounds.step_of(ms), draw: xxh3_64(&n.to_le_bytes()) };
+        sample.take(arrival, bounds, || Some(n as f64));
+    }
 
     /// Feeds values 0, 1, 2.. at the given paces: so many a millisecond for so long.
     fn fed(paces: &[(u64, i64)]) -> (Sample<f64>, u64, i64) {
@@ -162,20 +213,21 @@ mod tests {
             for _ in 0..*ms {
                 now_ms += 1;
                 for _ in 0..*per_ms {
-                    sample.take(Some(n as f64), now_ms, BOUNDS);
+                    take(&mut sample, n, now_ms, BOUNDS);
                     n += 1;
                 }
             }
         }
+        assert!(sample.is_sound());
         (sample, n, now_ms)
     }
 
     /// Are tenths of the arrivals that are left equally likely in the sample?
-    fn check_uniform(sample: &Sample<f64>, n: u64) {
-        let (left, _) = sample.arrivals();
+    fn check_uniform(sample: &Sample<f64>, n: u64, now_ms: i64) {
+        let (left, _) = sample.arrivals(now_ms, BOUNDS);
         let first = n - left;
         let mut drawn = vec![0u64; 10];
-        sample.values().for_each(|v| drawn[((*v as u64 - first) * 10 / left) as usize] += 1);
+        sample.values(now_ms, BOUNDS).for_each(|v| drawn[((*v as u64 - first) * 10 / left) as usize] += 1);
         let all: Vec<u64> = vec![left / 10; 10];
         assert!(drawn.iter().sum::<u64>() > 200, "{drawn:?}");
         assert!(chi_squared(&all, &drawn).test.p_value > 1e-4, "{drawn:?}");
@@ -190,39 +242,56 @@ mod tests {
             // The burst is forgotten.
             &[(30, 10_000), (1, 120_000)],
         ] {
-            let (sample, n, _) = fed(paces);
-            check_uniform(&sample, n);
+            let (sample, n, now_ms) = fed(paces);
+            check_uniform(&sample, n, now_ms);
         }
     }
 
     #[test]
     fn it_is_bounded_in_number_and_age_and_in_bytes() {
-        let (mut sample, _, now_ms) = fed(&[(10, 60_000)]);
-        let kept = sample.values().count();
-        assert!((700..=BOUNDS.values_max).contains(&kept), "{kept}");
-        let (left, _) = sample.arrivals();
+        let (sample, _, now_ms) = fed(&[(10, 60_000)]);
+        let kept = sample.values(now_ms, BOUNDS).count();
+        assert!((700..=1_000).contains(&kept), "{kept}");
+        let (left, _) = sample.arrivals(now_ms, BOUNDS);
         assert!((470_000..=480_000).contains(&left), "{left}");
-        sample.forget(now_ms + BOUNDS.age_ms_max, BOUNDS);
-        assert_eq!((sample.values().count(), sample.arrivals()), (0, (0, 0)));
+        let later_ms = now_ms + BOUNDS.age_ms_max;
+        assert_eq!((sample.values(later_ms, BOUNDS).count(), sample.arrivals(later_ms, BOUNDS)), (0, (0, 0)));
         let bounds = Bounds { values_max: 10_000, age_ms_max: 86_400_000 };
         let mut full = Sample::default();
-        (0..200_000).for_each(|i| full.take(Some(f64::from(i)), i64::from(i), bounds));
-        assert!(full.values().count() > 8_000);
-        let exact = full.values.len() * 12;
-        assert!(exact <= 120_000, "{exact}");
+        (0..200_000u32).for_each(|i| take(&mut full, u64::from(i), i64::from(i), bounds));
+        assert!(full.values(200_000, bounds).count() > 8_000);
+        assert!(full.heap_bytes() <= 100_000, "{}", full.heap_bytes());
     }
 
     #[test]
-    fn copies_that_hear_the_same_agree() {
-        let (a, ..) = fed(&[(3, 9_000), (40, 100)]);
-        let (b, ..) = fed(&[(3, 9_000), (40, 100)]);
-        assert_eq!(a, b);
+    fn other_bounds_cut_it_without_favour() {
+        let (mut sample, n, now_ms) = fed(&[(2, 40_000)]);
+        let fewer = Bounds { values_max: 500, age_ms_max: 48_000 };
+        sample.rebound(BOUNDS, fewer);
+        assert!(sample.is_sound() && sample.values(now_ms, fewer).count() <= 500);
+        check_uniform(&sample, n, now_ms);
+        let (before, _) = sample.arrivals(now_ms, fewer);
+        for age_ms_max in [480_000, 12_000, 48_000] {
+            let mut recut = sample.clone();
+            let other = Bounds { values_max: 500, age_ms_max };
+            recut.rebound(fewer, other);
+            let (left, _) = recut.arrivals(now_ms, other);
+            // What began just before the bound counts whole or not at all.
+            let expected = before.min(2 * age_ms_max as u64);
+            assert!(recut.is_sound() && left.abs_diff(expected) <= 2_000, "{age_ms_max}: {left} of {expected}");
+        }
     }
 
     #[test]
     fn arrivals_without_a_value_are_counted() {
         let mut sample = Sample::<f64>::default();
-        (0..10).for_each(|i| sample.take((i % 5 > 0).then_some(1.0), i, BOUNDS));
-        assert_eq!(sample.arrivals(), (8, 2));
+        for i in 0..10u64 {
+            let arrival = Arrival { step: 0, draw: i };
+            match i % 5 {
+                0 => sample.take_absent(arrival, BOUNDS),
+                _ => assert!(sample.take(arrival, BOUNDS, || Some(1.0))),
+            }
+        }
+        assert_eq!(sample.arrivals(0, BOUNDS), (8, 2));
     }
 }

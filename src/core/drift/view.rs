@@ -1,0 +1,370 @@
+//! The drift state of a version of a view: a current window and a baseline for each feature.
+
+use super::baseline::Baseline;
+use super::current::{Current, Given, Observed};
+use super::sample::Arrival;
+use super::steps::Bounds;
+use crate::codec::CodecError;
+use crate::definition::{FeatureView, SampleOn};
+use crate::error::Result;
+use bincode::{Decode, Encode};
+use smallvec::SmallVec;
+use std::sync::Arc;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+/// Numbers that decide which arrivals are offered at all are drawn apart from those that decide what is kept.
+const OFFER_SEED: u64 = 1;
+
+/// What feeds a feature's current window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub enum FedBy {
+    /// Updates. All copies agree.
+    Publishing,
+    /// Answers to readers. Each node has its own.
+    Serving,
+    /// Nothing: the view samples what is served, and an INPUT never is; or it samples nothing.
+    Nobody,
+}
+
+impl FedBy {
+    /// What feeds a feature of a view.
+    pub fn of(view: &FeatureView, feature: usize) -> Self {
+        let definition = &view.features()[feature];
+        match view.sample.on {
+            _ if definition.window.is_some() => FedBy::Serving,
+            SampleOn::Publish => FedBy::Publishing,
+            SampleOn::Serve if definition.input => FedBy::Nobody,
+            SampleOn::Serve => FedBy::Serving,
+        }
+    }
+}
+
+/// What comes from one side.
+#[derive(Debug, Clone, Copy, PartialEq, Encode, Decode)]
+struct Side {
+    bounds: Bounds,
+    /// Arrivals that were taken in: they number the draws.
+    arrivals: u64,
+}
+
+impl Side {
+    fn next(&mut self, now_ms: i64) -> Arrival {
+        self.arrivals += 1;
+        let draw = xxh3_64_with_seed(&self.arrivals.to_le_bytes(), 0);
+        Arrival { step: self.bounds.step_of(now_ms), draw }
+    }
+}
+
+/// The state of one feature.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+pub struct FeatureDrift {
+    /// What training saw, where FS.BASELINE said so.
+    pub baseline: Option<Arc<Baseline>>,
+    /// What came lately.
+    pub current: Current,
+    /// The methods that alert, a bit each.
+    pub alerts: u16,
+    fed_by: FedBy,
+}
+
+/// The state of a version of a view. Features stand in the schema's order.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+pub struct ViewDrift {
+    published: Side,
+    served: Side,
+    features: Vec<FeatureDrift>,
+}
+
+/// Is this one of the arrivals that are offered, when so large a share of them is? `number` counts them.
+pub fn is_offered(number: u64, rate: f64) -> bool {
+    if rate >= 1.0 {
+        return true;
+    }
+    let draw = xxh3_64_with_seed(&number.to_le_bytes(), OFFER_SEED);
+    (draw as f64) < rate * u64::MAX as f64
+}
+
+impl ViewDrift {
+    /// Nothing came yet.
+    ///
+    /// All copies begin with the same bounds; the primary tells others when the first update comes.
+    pub fn new(view: &FeatureView) -> Self {
+        let side = Side { bounds: Bounds::default(), arrivals: 0 };
+        let mut drift = ViewDrift { published: side, served: side, features: Vec::new() };
+        drift.follow(view);
+        drift
+    }
+
+    /// Follows an alteration of the view.
+    pub fn follow(&mut self, view: &FeatureView) {
+        for (i, definition) in view.features().iter().enumerate() {
+            let fed_by = FedBy::of(view, i);
+            match self.features.get_mut(i) {
+                None => {
+                    let current = Current::of(definition.ty);
+                    self.features.push(FeatureDrift { baseline: None, current, alerts: 0, fed_by });
+                }
+                Some(feature) if feature.fed_by != fed_by => {
+                    feature.current = Current::of(definition.ty);
+                    feature.fed_by = fed_by;
+                }
+                Some(_) => {}
+            }
+        }
+    }
+
+    /// Takes in an update: its features, each with the stored form of its value, or nothing where it is removed.
+    ///
+    /// Features that rows hold and inputs are counted apart: an update of only the ones says nothing of the others.
+    pub fn publish<'u>(
+        &mut self,
+        view: &FeatureView,
+        fields: impl Iterator<Item = (usize, Option<&'u [u8]>)>,
+        now_ms: i64,
+    ) {
+        let mut given: SmallVec<[Option<&[u8]>; 32]> = SmallVec::from_elem(None, self.features.len());
+        let (mut has_inputs, mut has_stored) = (false, false);
+        for (feature, field) in fields {
+            let is_input = view.features()[feature].input;
+            (has_inputs, has_stored) = (has_inputs || is_input, has_stored || !is_input);
+            given[feature] = field;
+        }
+        let arrival = self.published.next(now_ms);
+        let bounds = self.published.bounds;
+        for ((feature, definition), field) in self.features.iter_mut().zip(view.features()).zip(given) {
+            let concerned = if definition.input { has_inputs } else { has_stored };
+            if feature.fed_by == FedBy::Publishing && concerned {
+                feature.current.take(arrival, bounds, field.map_or(Given::Absent, Given::Field));
+            }
+        }
+    }
+
+    /// Begins a row that is served; its values follow by [`ViewDrift::serve`].
+    pub fn next_served(&mut self, now_ms: i64) -> Arrival {
+        self.served.next(now_ms)
+    }
+
+    /// Takes in what a reader was given for a feature.
+    pub fn serve(&mut self, feature: usize, arrival: Arrival, given: Given<'_>) {
+        let bounds = self.served.bounds;
+        if let Some(feature) = self.features.get_mut(feature).filter(|f| f.fed_by == FedBy::Serving) {
+            feature.current.take(arrival, bounds, given);
+        }
+    }
+
+    /// Is anything sampled when rows are served?
+    pub fn samples_serving(&self) -> bool {
+        self.features.iter().any(|f| f.fed_by == FedBy::Serving)
+    }
+
+    /// Is anything sampled when updates come?
+    pub fn samples_publishing(&self) -> bool {
+        self.features.iter().any(|f| f.fed_by == FedBy::Publishing)
+    }
+
+    /// What bounds the windows that updates feed.
+    pub fn published_bounds(&self) -> Bounds {
+        self.published.bounds
+    }
+
+    /// What bounds the windows that serving feeds.
+    pub fn served_bounds(&self) -> Bounds {
+        self.served.bounds
+    }
+
+    /// Other bounds for what updates feed.
+    pub fn rebound_published(&mut self, bounds: Bounds) {
+        let old = std::mem::replace(&mut self.published.bounds, bounds);
+        self.rebound(FedBy::Publishing, old, bounds);
+    }
+
+    /// Other bounds for what serving feeds.
+    pub fn rebound_served(&mut self, bounds: Bounds) {
+        let old = std::mem::replace(&mut self.served.bounds, bounds);
+        self.rebound(FedBy::Serving, old, bounds);
+    }
+
+    fn rebound(&mut self, fed_by: FedBy, old: Bounds, new: Bounds) {
+        let fed = self.features.iter_mut().filter(|f| f.fed_by == fed_by);
+        fed.for_each(|feature| feature.current.rebound(old, new));
+    }
+
+    /// The state of a feature.
+    pub fn feature(&self, feature: usize) -> Option<&FeatureDrift> {
+        self.features.get(feature)
+    }
+
+    /// The state of a feature, to change it.
+    pub fn feature_mut(&mut self, feature: usize) -> Option<&mut FeatureDrift> {
+        self.features.get_mut(feature)
+    }
+
+    /// The states of all features, in the schema's order.
+    pub fn features(&self) -> &[FeatureDrift] {
+        &self.features
+    }
+
+    /// What came lately for a feature.
+    pub fn observe(&self, feature: usize, now_ms: i64) -> Option<Observed> {
+        let feature = self.features.get(feature)?;
+        let bounds = match feature.fed_by {
+            FedBy::Serving => self.served.bounds,
+            FedBy::Publishing | FedBy::Nobody => self.published.bounds,
+        };
+        Some(feature.current.observe(now_ms, bounds))
+    }
+
+    /// What a feature is compared with: what FS.BASELINE set, or what the definition expects.
+    pub fn baseline(&self, view: &FeatureView, feature: usize) -> Result<Option<Arc<Baseline>>> {
+        if let Some(set) = self.features.get(feature).and_then(|f| f.baseline.clone()) {
+            return Ok(Some(set));
+        }
+        let definition = &view.features()[feature];
+        let expected = definition.expected.as_ref();
+        expected.map(|e| Baseline::of_expected(&view.name, definition, e).map(Arc::new)).transpose()
+    }
+
+    /// Forgets what came lately for a feature.
+    pub fn clear_current(&mut self, view: &FeatureView, feature: usize) {
+        if let Some(state) = self.features.get_mut(feature) {
+            state.current = Current::of(view.features()[feature].ty);
+        }
+    }
+
+    /// Takes over what another node has, but for what it served itself: that is each node's own.
+    pub fn keep_own_serving(&mut self, own: Option<&ViewDrift>, view: &FeatureView) {
+        for (i, feature) in self.features.iter_mut().enumerate().filter(|(_, f)| f.fed_by == FedBy::Serving) {
+            let of_own = own
+                .and_then(|own| own.features.get(i))
+                .filter(|own| own.fed_by == FedBy::Serving && own.current.is_sound(view.features()[i].ty));
+            feature.current = of_own.map_or_else(|| Current::of(view.features()[i].ty), |own| own.current.clone());
+        }
+        if let Some(own) = own {
+            self.served = own.served;
+        }
+    }
+
+    /// Does it belong to this view, and is it in order? What was read from a file may not be.
+    pub fn check(&self, view: &FeatureView) -> std::result::Result<(), CodecError> {
+        let bounds_are_sound =
+            |b: Bounds| (8..=1 << 32).contains(&b.values_max) && (48..=1 << 48).contains(&b.age_ms_max);
+        let is_sound = bounds_are_sound(self.published.bounds)
+            && bounds_are_sound(self.served.bounds)
+            && self.features.len() == view.features().len()
+            && self.features.iter().zip(view.features()).enumerate().all(|(i, (state, definition))| {
+                state.current.is_sound(definition.ty)
+                    && state.fed_by == FedBy::of(view, i)
+                    && state.baseline.as_ref().is_none_or(|baseline| baseline.is_sound(definition.ty))
+            });
+        match is_sound {
+            true => Ok(()),
+            false => Err(CodecError::new(format!("the drift state of view '{}' is damaged", view.name))),
+        }
+    }
+
+    /// How many alerts are active.
+    pub fn alerts(&self) -> u64 {
+        self.features.iter().map(|f| u64::from(f.alerts.count_ones())).sum()
+    }
+
+    /// Bytes of windows and baselines on the heap, about.
+    pub fn heap_bytes(&self) -> usize {
+        let baseline = |f: &FeatureDrift| f.baseline.as_ref().map_or(0, |b| b.heap_bytes());
+        self.features.iter().map(|f| f.current.heap_bytes() + baseline(f)).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arguments::Arguments;
+    use crate::codec::{decode_plain, encode_plain};
+    use crate::drift::current::ObservedValues;
+    use crate::schema_syntax::parse_registration;
+    use crate::value::Value;
+
+    fn view(options: &str) -> FeatureView {
+        let words = format!(
+            "ENTITY u {options} SCHEMA a INT s STRING e VECTOR 2 l LIST x FLOAT INPUT n INT AGG COUNT x WINDOW 1h"
+        );
+        let items: Vec<&[u8]> = words.split_whitespace().map(str::as_bytes).collect();
+        parse_registration(b"v", &mut Arguments::new(&items)).expect("a definition")
+    }
+
+    fn counts(drift: &ViewDrift) -> Vec<(u64, u64)> {
+        (0..6).filter_map(|i| drift.observe(i, 0)).map(|o| (o.present, o.absent)).collect()
+    }
+
+    #[test]
+    fn an_update_counts_for_the_features_that_it_could_have_carried() {
+        let view = view("");
+        let mut drift = ViewDrift::new(&view);
+        drift.publish(&view, [(0, Some(&b"5"[..])), (1, None)].into_iter(), 0);
+        drift.publish(&view, [(4, Some(&b"1.5"[..]))].into_iter(), 0);
+        assert_eq!(counts(&drift), [(1, 0), (0, 1), (0, 1), (0, 1), (1, 0), (0, 0)]);
+        let arrival = drift.next_served(0);
+        drift.serve(5, arrival, Given::Served(&Value::Int(7)));
+        drift.serve(0, arrival, Given::Served(&Value::Int(7)));
+        assert_eq!(counts(&drift)[5], (1, 0));
+        assert_eq!(counts(&drift)[0], (1, 0));
+        assert_eq!(drift.observe(5, 0).expect("a feature").values, ObservedValues::Numbers(vec![7.0]));
+    }
+
+    #[test]
+    fn a_view_that_samples_what_it_serves_takes_nothing_from_updates() {
+        let view = view("SAMPLE 1 ON SERVE");
+        let mut drift = ViewDrift::new(&view);
+        drift.publish(&view, [(0, Some(&b"5"[..])), (4, Some(&b"5"[..]))].into_iter(), 0);
+        let arrival = drift.next_served(0);
+        drift.serve(0, arrival, Given::Absent);
+        drift.serve(2, arrival, Given::Served(&Value::Vector(vec![1.0, 2.0])));
+        assert_eq!(counts(&drift), [(0, 1), (0, 0), (1, 0), (0, 0), (0, 0), (0, 0)]);
+        assert_eq!(drift.observe(2, 0).expect("a feature").values, ObservedValues::Mean(Some(vec![1.0, 2.0])));
+    }
+
+    #[test]
+    fn an_alteration_empties_what_it_feeds_otherwise() {
+        let (before, after) = (view(""), view("SAMPLE 1 ON SERVE"));
+        let mut drift = ViewDrift::new(&before);
+        drift.publish(&before, [(0, Some(&b"5"[..]))].into_iter(), 0);
+        let arrival = drift.next_served(0);
+        drift.serve(5, arrival, Given::Served(&Value::Int(1)));
+        drift.follow(&after);
+        assert_eq!((counts(&drift)[0], counts(&drift)[5]), ((0, 0), (1, 0)));
+    }
+
+    #[test]
+    fn a_share_of_arrivals_is_offered() {
+        let offered = (0..100_000).filter(|n| is_offered(*n, 0.1)).count();
+        assert!((9_500..=10_500).contains(&offered), "{offered}");
+        assert!(is_offered(1, 1.0) && !(0..1_000).any(|n| is_offered(n, 0.0)));
+    }
+
+    #[test]
+    fn it_is_written_and_read_back_and_damage_is_seen() {
+        let view = view("");
+        let mut drift = ViewDrift::new(&view);
+        drift.rebound_published(Bounds { values_max: 100, age_ms_max: 48_000 });
+        for i in 0..300u32 {
+            let (number, raw) = (i.to_string(), [1u8; 8]);
+            let fields = [(0, Some(number.as_bytes())), (1, Some(number.as_bytes())), (2, Some(&raw[..]))];
+            drift.publish(&view, fields.into_iter(), i64::from(i) * 200);
+        }
+        let bytes = encode_plain(&drift);
+        let read: ViewDrift = decode_plain(&bytes).expect("bytes");
+        assert!(read == drift && read.check(&view).is_ok());
+        // Every seventh: lengths, levels and values are all hit.
+        for i in (0..bytes.len()).step_by(7) {
+            let mut damaged = bytes.clone();
+            damaged[i] ^= 0x55;
+            if let Ok(mut read) = decode_plain::<ViewDrift>(&damaged) {
+                if read.check(&view).is_ok() {
+                    // Whatever passes must not panic when it is used.
+                    read.publish(&view, [(0, Some(&b"5"[..])), (1, Some(&b"x"[..]))].into_iter(), 60_000);
+                    (0..6).for_each(|f| drop(read.observe(f, 60_000)));
+                    read.rebound_published(Bounds { values_max: 10, age_ms_max: 480 });
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! Sampling: what is published and served goes into the current windows of drift.
+
+use crate::server::api::Context;
+use crate::server::config;
+use crate::server::state::PreparedView;
+use feature_store_core::codec::DriftChange;
+use feature_store_core::definition::FeatureView;
+use feature_store_core::drift::current::Given;
+use feature_store_core::drift::steps::Bounds;
+use feature_store_core::drift::view::{is_offered, ViewDrift};
+use feature_store_core::row::{Served, Status};
+use std::borrow::Cow;
+use std::cell::{Cell, Ref, RefCell, RefMut};
+use std::rc::Rc;
+
+/// The drift state of a version of a view, and what is to be known of it on the hot path.
+pub(crate) struct Samples {
+    drift: Rc<RefCell<ViewDrift>>,
+    rate: f64,
+    samples_publishing: bool,
+    samples_serving: bool,
+    /// Arrivals, for the draw of those that are offered. Each node draws for itself; who is drawn is replicated.
+    offered: Cell<u64>,
+}
+
+/// The bounds that are set on this node.
+fn configured() -> Bounds {
+    Bounds { values_max: config::DRIFT_SAMPLES.get_u64(), age_ms_max: config::DRIFT_AGE_MS_MAX.get() }
+}
+
+impl Samples {
+    /// For a definition; what was known of the same version before goes on.
+    pub(crate) fn of(view: &FeatureView, known: Option<&Samples>) -> Self {
+        let drift = match known {
+            Some(known) => {
+                known.drift.borrow_mut().follow(view);
+                Rc::clone(&known.drift)
+            }
+            None => Rc::new(RefCell::new(ViewDrift::new(view))),
+        };
+        let (samples_publishing, samples_serving) = {
+            let drift = drift.borrow();
+            let is_on = view.sample.rate > 0.0;
+            (is_on && drift.samples_publishing(), is_on && drift.samples_serving())
+        };
+        Samples { drift, rate: view.sample.rate, samples_publishing, samples_serving, offered: Cell::new(0) }
+    }
+
+    /// The state, to look. The rule of `STATE` holds here too.
+    pub(crate) fn drift(&self, _proof: Context<'_>) -> Ref<'_, ViewDrift> {
+        self.drift.borrow()
+    }
+
+    /// The state, to change it.
+    pub(crate) fn drift_mut(&self, _proof: Context<'_>) -> RefMut<'_, ViewDrift> {
+        self.drift.borrow_mut()
+    }
+
+    /// Puts another state in place, for what was read from a file.
+    pub(crate) fn install(&self, drift: ViewDrift) {
+        *self.drift.borrow_mut() = drift;
+    }
+
+    /// Puts what this node served itself into the state of another.
+    pub(crate) fn keep_own_serving(&self, arrived: &mut ViewDrift, own: Option<&Samples>, view: &FeatureView) {
+        match own {
+            Some(own) => arrived.keep_own_serving(Some(&own.drift.borrow()), view),
+            None => arrived.keep_own_serving(None, view),
+        }
+    }
+
+    fn is_offered(&self) -> bool {
+        let number = self.offered.get();
+        self.offered.set(number.wrapping_add(1));
+        is_offered(number, self.rate)
+    }
+
+    /// Does the update that comes now belong to the sample?
+    pub(crate) fn wants_update(&self) -> bool {
+        self.samples_publishing && self.is_offered()
+    }
+
+    /// On the primary, before an update is taken in: the bounds, if they are others now. Copies have to be told.
+    pub(crate) fn changed_bounds(&self) -> Option<Bounds> {
+        let bounds = configured();
+        let mut drift = self.drift.borrow_mut();
+        (drift.published_bounds() != bounds).then(|| {
+            drift.rebound_published(bounds);
+            bounds
+        })
+    }
+
+    /// Takes in an update.
+    pub(crate) fn publish<'u>(
+        &self,
+        view: &FeatureView,
+        fields: impl Iterator<Item = (usize, Option<&'u [u8]>)>,
+        now_ms: i64,
+    ) {
+        self.drift.borrow_mut().publish(view, fields, now_ms);
+    }
+
+    /// Takes in a row that is given to a reader, where the view wants that.
+    pub(crate) fn serve<'r>(&self, features: &[usize], now_ms: i64, served: impl Fn(usize) -> Cow<'r, Served<'r>>) {
+        if !self.samples_serving || !self.is_offered() {
+            return;
+        }
+        let mut drift = self.drift.borrow_mut();
+        let bounds = configured();
+        if drift.served_bounds() != bounds {
+            drift.rebound_served(bounds);
+        }
+        let arrival = drift.next_served(now_ms);
+        for (place, feature) in features.iter().enumerate() {
+            let served = served(place);
+            let value = served.value.as_ref().filter(|_| served.status == Status::Present);
+            drift.serve(*feature, arrival, value.map_or(Given::Absent, Given::Served));
+        }
+    }
+}
+
+/// Changes what drift is found by, on any copy.
+pub(crate) fn change(context: Context<'_>, prepared: &PreparedView, feature: usize, change: DriftChange) {
+    let mut drift = prepared.samples.drift_mut(context);
+    match change {
+        DriftChange::ClearCurrent => drift.clear_current(&prepared.view, feature),
+        DriftChange::Baseline(baseline) => {
+            if let Some(state) = drift.feature_mut(feature) {
+                state.baseline = baseline;
+            }
+        }
+    }
+}
