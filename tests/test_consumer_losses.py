@@ -114,6 +114,69 @@ def test_entries_that_a_consumer_stopped_from_the_beginning_never_saw_are_lost_a
     assert (figures(client)["consumed"], figures(client)["lost_entries"]) == (250, 750)
 
 
+# In one transaction with the entries, so that the consumer cannot look in between: (before them, after them).
+BEGINNINGS = {
+    "a log that was never there": ([], []),
+    "deleted": ([("DEL", LOG)], []),
+    "flushed": ([("FLUSHALL",)], []),
+    "renamed away": ([("RENAME", LOG, "elsewhere")], []),
+    "a group of somebody else": ([("DEL", LOG)], [("XGROUP", "CREATE", LOG, "theirs", 0)]),
+    "a group from the start": ([("DEL", LOG), ("XGROUP", "CREATE", LOG, "theirs", 0, "MKSTREAM")], []),
+    "our group, gone again": (
+        [("DEL", LOG)],
+        [("XGROUP", "CREATE", LOG, GROUP, 0), ("XGROUP", "DESTROY", LOG, GROUP)],
+    ),
+}
+
+
+@pytest.mark.parametrize("left", [250, 0])
+@pytest.mark.parametrize("before, after", BEGINNINGS.values(), ids=BEGINNINGS)
+def test_what_a_new_log_loses_before_the_first_look_is_counted(store, before, after, left):
+    client = store.client()
+    earlier = 10 if before else 0
+    add_many(client, earlier)
+    if earlier:
+        await_drained(client)
+    with client.pipeline(transaction=True) as pipeline:
+        for command in before:
+            pipeline.execute_command(*command)
+        for i in range(1_000):
+            add(pipeline, "u1", {"n": i}, EPOCH_S)
+        for command in after:
+            pipeline.execute_command(*command)
+        pipeline.xtrim(LOG, maxlen=left, approximate=False)
+        pipeline.execute()
+    await_drained(client)
+    told = figures(client)
+    assert (told["consumed"], told["lost_entries"]) == (earlier + left, 1_000 - left)
+
+
+@pytest.mark.parametrize("left", [250, 0])
+def test_what_a_stream_lost_before_it_became_the_log_is_not_counted(store, left):
+    client = store.client()
+    add_many(client, 1_000, log="elsewhere")
+    client.xtrim("elsewhere", maxlen=left, approximate=False)
+    with client.pipeline(transaction=True) as pipeline:
+        pipeline.rename("elsewhere", LOG)
+        add(pipeline, "u1", {"n": 1}, EPOCH_S)
+        pipeline.execute()
+    await_drained(client)
+    assert (figures(client)["consumed"], figures(client)["lost_entries"]) == (left + 1, 0)
+
+
+def test_a_loss_is_counted_once_however_often_the_log_is_looked_at(store):
+    client = store.client()
+    client.execute_command("FS.CONSUMER", "STOP", "profile")
+    add_many(client, 1_000)
+    client.xtrim(LOG, maxlen=250, approximate=False)
+    for i in range(3):
+        client.xgroup_create(LOG, f"theirs{i}", 0)
+        await_until(lambda: figures(client)["lost_entries"] >= 750, what="a look at the log")
+    client.execute_command("FS.CONSUMER", "START", "profile")
+    await_drained(client)
+    assert (figures(client)["consumed"], figures(client)["lost_entries"]) == (250, 750)
+
+
 def test_a_loss_is_counted_once_however_it_comes_about(store):
     client = store.client()
     add_many(client, 10)
@@ -227,9 +290,13 @@ def test_a_short_log_loses_nothing_however_writers_take_turns(fresh_server, maxl
     await_drained(client)
     assert sorted(row["n"] for row in rows(client).values()) == list(range(1, added + 1))
     assert figures(client)["lost_entries"] == 0
-    # Once all is read, the next publish trims to the length that was asked for, but for one block.
-    client.execute_command("FS.PUBLISH", "fs:v1:profile:last", "n", 1)
-    assert client.xlen(LOG) <= maxlen + node_entries
+
+    def publish_trims() -> bool:
+        client.execute_command("FS.PUBLISH", "fs:v1:profile:last", "n", 1)
+        return client.xlen(LOG) <= maxlen + node_entries
+
+    # Once all is read and the consumer has seen that, a publish trims to the length that was asked for, but for one block.
+    await_until(publish_trims, what="a log of the length that was asked for")
 
 
 @pytest.mark.parametrize("seed", range(8))

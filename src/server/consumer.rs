@@ -216,9 +216,8 @@ fn locate(context: Context<'_>, log: &Log) -> Option<Cursor> {
     }
     log.position.set(Some(cursor));
     log.pending.set(cursor.lag_entries(&facts));
-    if group.is_none() {
-        flush(context, log);
-    }
+    // What is counted as lost is behind the group from now on: the next look must not count it again.
+    flush(context, log);
     log.position.get()
 }
 

@@ -5,7 +5,8 @@ use crate::server::background;
 use crate::server::command::guarded;
 use crate::server::consumer;
 use crate::server::effects::Effects;
-use crate::server::logs::add;
+use crate::server::key::{Key, Mode};
+use crate::server::logs::{add, Log};
 use crate::server::persistence::Served;
 use crate::server::state::STATE;
 use crate::server::streams;
@@ -61,14 +62,20 @@ fn log_changed(context: Context<'_>, view: &str, event: &CStr) {
         b"xadd" => match log.position.get() {
             Some(_) => add(&log.pending, 1),
             None => {
-                log.begins_empty.set(log.begins_empty.get() || !log.needs_look.get());
+                // A look that was asked for and did not come yet says nothing of what is there: the stream does.
+                let begins_empty = log.begins_empty.get() || !log.needs_look.get() || is_first_ever(context, &log);
+                log.begins_empty.set(begins_empty);
                 log.needs_look.set(true);
             }
         },
         // Neither moves the cursor nor adds entries; what is removed unread shows when the end is reached.
         b"xdel" | b"xtrim" | b"xgroup-createconsumer" | b"xgroup-delconsumer" | b"xsetid" => {}
-        // The group was made, moved or destroyed.
-        event if event.starts_with(b"xgroup-") => log.forget_position(),
+        // A group was made, moved or destroyed. The stream is the same, and began where it began.
+        event if event.starts_with(b"xgroup-") => {
+            let begins_empty = log.begins_empty.get();
+            log.forget_position();
+            log.begins_empty.set(begins_empty);
+        }
         // The stream went elsewhere with its entries and groups.
         b"rename_from" | b"move_from" => {
             log.forget_position();
@@ -87,6 +94,13 @@ fn log_changed(context: Context<'_>, view: &str, event: &CStr) {
     if log.has_work() && !context.flags().is_replica() {
         background::wake(context);
     }
+}
+
+/// Is the entry that was just added the first that the stream ever had?
+fn is_first_ever(context: Context<'_>, log: &Log) -> bool {
+    // The facts cost more than the length, which rules out nearly all.
+    Key::open(context, &log.stream_key, Mode::Read).length() == 1
+        && streams::facts(context, &log.stream_key).is_some_and(|facts| facts.entries_added == 1)
 }
 
 /// Somebody else changed a key that may be a row's or a window state's.
