@@ -295,7 +295,7 @@ def test_a_short_log_loses_nothing_however_writers_take_turns(fresh_server, maxl
         client.execute_command("FS.PUBLISH", "fs:v1:profile:last", "n", 1)
         return client.xlen(LOG) <= maxlen + node_entries
 
-    # Once all is read and the consumer has seen that, a publish trims to the length that was asked for, but for one block.
+    # Once the consumer has seen that all is read, a publish trims to the length that was asked for, but for one block.
     await_until(publish_trims, what="a log of the length that was asked for")
 
 
