@@ -5,7 +5,7 @@
 //! level that it saw, and what is read is what would be kept under the highest of all parts that are left. So the sample
 //! stays uniform when a burst comes and when it is forgotten again.
 
-use super::steps::{Bounds, Steps};
+use super::steps::{Bounds, Step, Steps};
 use bincode::{Decode, Encode};
 
 /// What is drawn at a level is kept up to this number.
@@ -65,22 +65,18 @@ impl<V> Default for Sample<V> {
 impl<V> Sample<V> {
     /// Takes in an arrival without a value.
     pub fn take_absent(&mut self, arrival: Arrival, bounds: Bounds) {
-        self.reach(arrival.step, bounds);
-        if let Some(step) = self.steps.newest() {
-            step.absent += 1;
-        }
+        self.reach(arrival.step, bounds).absent += 1;
     }
 
     /// Takes in an arrival with a value, which is only asked for when it is kept. True: it was.
     pub fn take(&mut self, arrival: Arrival, bounds: Bounds, value: impl FnOnce() -> Option<V>) -> bool {
-        self.reach(arrival.step, bounds);
-        let Some(step) = self.steps.newest() else { return false };
+        let step = self.reach(arrival.step, bounds);
         step.present += 1;
         if arrival.draw > KEPT_UP_TO[usize::from(self.level)] {
             return false;
         }
         let Some(value) = value() else { return false };
-        step.rest.values += 1;
+        self.steps.newest().expect("the step of this arrival").rest.values += 1;
         let values_max = usize::try_from(bounds.values_max).unwrap_or(usize::MAX);
         if self.values.len() == self.values.capacity() {
             // The bound is known: doubling would take up to twice of it.
@@ -95,11 +91,17 @@ impl<V> Sample<V> {
         true
     }
 
-    /// Begins the part of an arrival, and forgets what is too old then.
-    fn reach(&mut self, number: i64, bounds: Bounds) {
-        if !self.steps.is_new(number) {
-            return;
+    /// The part of an arrival. Beginning it forgets what is too old then.
+    #[inline]
+    fn reach(&mut self, number: i64, bounds: Bounds) -> &mut Step<Kept> {
+        if self.steps.is_new(number) {
+            self.begin(number, bounds);
         }
+        self.steps.newest().expect("a step was begun")
+    }
+
+    #[cold]
+    fn begin(&mut self, number: i64, bounds: Bounds) {
         let mut forgotten = 0;
         self.steps.begin(number, Kept { level: self.level, values: 0 }, |kept| forgotten += kept.values as usize);
         self.values.drain(..forgotten.min(self.values.len()));

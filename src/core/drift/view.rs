@@ -122,19 +122,25 @@ impl ViewDrift {
         fields: impl Iterator<Item = (usize, Option<&'u [u8]>)>,
         now_ms: i64,
     ) {
-        let mut given: SmallVec<[Option<&[u8]>; 32]> = SmallVec::from_elem(None, self.features.len());
-        let (mut has_inputs, mut has_stored) = (false, false);
-        for (feature, field) in fields {
-            let is_input = view.features()[feature].input;
-            (has_inputs, has_stored) = (has_inputs || is_input, has_stored || !is_input);
-            given[feature] = field;
-        }
         let arrival = self.published.next(now_ms);
         let bounds = self.published.bounds;
-        for ((feature, definition), field) in self.features.iter_mut().zip(view.features()).zip(given) {
-            let concerned = if definition.input { has_inputs } else { has_stored };
-            if feature.fed_by == FedBy::Publishing && concerned {
+        let (mut has_inputs, mut has_stored) = (false, false);
+        // A bit for each feature that the update tells.
+        let mut told: SmallVec<[u64; 4]> = SmallVec::from_elem(0, self.features.len().div_ceil(64));
+        for (i, field) in fields {
+            let is_input = view.features()[i].input;
+            (has_inputs, has_stored) = (has_inputs || is_input, has_stored || !is_input);
+            told[i / 64] |= 1 << (i % 64);
+            let feature = &mut self.features[i];
+            if feature.fed_by == FedBy::Publishing {
                 feature.current.take(arrival, bounds, field.map_or(Given::Absent, Given::Field));
+            }
+        }
+        for (i, (feature, definition)) in self.features.iter_mut().zip(view.features()).enumerate() {
+            let is_concerned = if definition.input { has_inputs } else { has_stored };
+            let is_told = told[i / 64] >> (i % 64) & 1 == 1;
+            if !is_told && is_concerned && feature.fed_by == FedBy::Publishing {
+                feature.current.take(arrival, bounds, Given::Absent);
             }
         }
     }
