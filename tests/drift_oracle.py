@@ -399,7 +399,10 @@ def of_categories(method: str, baseline: Baseline, now: Counter) -> Finding:
         case "NEW_CATEGORIES":
             most = {shown(value): share for value, share in unseen.items() if share == max(unseen.values())}
             newest = Categories(most) if most else None
-            return Finding(share_unseen - left_open, None, newest, slack=1e-15)
+            # Good and Turing: as much is unmet as came once.
+            once = sum(count == 1 for count in (baseline.counts or {}).values())
+            unmet = left_open if baseline.shares is not None else once / sum(baseline.counts.values())
+            return Finding(share_unseen - unmet, None, newest, slack=1e-15)
         case "PSI":
             # All that the baseline does not name is one more bin.
             expected = [*before.values(), left_open]

@@ -1,6 +1,7 @@
 //! FS.BASELINE.
 
 use super::{version_before_feature, FIRST, VERSION, VIEW};
+use crate::server::alerts;
 use crate::server::command::{Argument, Call, Command, Keys, Spec};
 use crate::server::config;
 use crate::server::effects::Effects;
@@ -87,7 +88,7 @@ impl Command for Baseline {
             BaselineCommand::Freeze => {
                 let drift = prepared.samples.drift(context);
                 let definition = &prepared.view.features()[feature];
-                let state = drift.feature(feature).zip(drift.observe(feature, context.now_ms()));
+                let state = drift.feature(feature).zip(drift.observe(&prepared.view, feature, context.now_ms()));
                 let (state, observed) = state.expect("every feature has a drift state");
                 let baseline = Values::frozen(&prepared.view.name, definition, &state.current, observed)?;
                 DriftChange::Baseline(Some(Arc::new(baseline)))
@@ -95,6 +96,9 @@ impl Command for Baseline {
         };
         let definition = &prepared.view;
         let mut effects = Effects::new(context);
+        if change == DriftChange::ClearCurrent {
+            alerts::end_all(context, &prepared, feature, &mut effects);
+        }
         let feature_name = &definition.features()[feature].name;
         let effect = DriftEffect { version: definition.version, feature: feature_name, change: change.clone() };
         effects.push(&prepared.log.stream_key, &Effect::Drift(effect));

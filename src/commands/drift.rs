@@ -65,8 +65,7 @@ impl Command for Drift {
             // Of a feature that was named all that was asked for is told, or nothing.
             let is_whole = request.feature.is_none() || fitting.len() >= request.tests.len();
             if !fitting.is_empty() && is_whole {
-                let (view, version) = (definition.name.clone(), definition.version);
-                targets.push(Target { view, version, feature: definition.features()[feature].name.clone() });
+                targets.push(Target::new(&prepared, feature));
             }
         }
         if targets.is_empty() {

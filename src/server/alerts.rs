@@ -1,7 +1,7 @@
 //! Alerts: the stream and the channel that tell when drift starts and ends.
 
 use crate::server::api::{Context, LogLevel, Replication, ServerString};
-use crate::server::drift::{Found, Target};
+use crate::server::drift::{self, Found};
 use crate::server::effects::{append_entry, Effects};
 use crate::server::events::quietly;
 use crate::server::key::{Key, Mode, Precision};
@@ -10,68 +10,67 @@ use crate::server::streams;
 use feature_store_core::codec::{AlertEffect, Effect, StreamEntry};
 use feature_store_core::drift::finding::{Alert, Finding};
 use feature_store_core::drift::method::Method;
+use feature_store_core::drift::view::FedBy;
 
 /// The key of the stream, and the name of the channel.
 const ALERTS: &[u8] = b"fs:alerts";
 /// About how many entries the stream keeps.
 const ENTRIES_MAX: u64 = 10_000;
 
-/// Starts and ends alerts as a check found it, p-values held against this level. Answers how many started.
-pub(crate) fn update(context: Context<'_>, found: &[Found], significance: f64) -> u64 {
-    let mut effects = Effects::new(context);
-    let mut started = 0;
-    for Found { target, findings } in found {
-        let Some((prepared, feature)) = find(context, target) else { continue };
-        let alerts = prepared.samples.drift(context).feature(feature).map_or(0, |f| f.alerts);
-        for finding in findings {
-            let was_alert = alerts & finding.method.bit() != 0;
-            let is_alert = finding.keeps_alert(was_alert, significance);
-            if is_alert != was_alert {
-                started += u64::from(is_alert);
-                tell(context, &prepared, feature, finding.method, is_alert, Some(finding), &mut effects);
-            }
-        }
+/// What a check holds its tests against.
+#[derive(Clone, Copy)]
+pub(crate) struct Levels {
+    /// For p-values.
+    significance: f64,
+    /// For what chance alone does to methods without a p-value.
+    chance_max: f64,
+}
+
+impl Levels {
+    /// Shared among so many tests with a p-value, and so many without one.
+    pub(crate) fn among(significance: f64, with_p: usize, without_p: usize) -> Self {
+        Levels { significance: significance / with_p.max(1) as f64, chance_max: significance / without_p.max(1) as f64 }
     }
-    // What is not tested any more has no alert.
-    let is_tested = |prepared: &PreparedView, feature: &str, method: Method| {
-        found.iter().any(|f| {
-            f.target.view == prepared.view.name
-                && f.target.version == prepared.view.version
-                && f.target.feature == feature
-                && f.findings.iter().any(|finding| finding.method == method)
-        })
+}
+
+/// Starts and ends the alerts of a feature as a check found it. Answers how many started.
+pub(crate) fn update(context: Context<'_>, found: &Found, levels: Levels, effects: &mut Effects<'_>) -> u64 {
+    // What became another meanwhile is the next check's.
+    let Some(prepared) = found.target.prepared(context) else { return 0 };
+    if drift::generation(context, &found.target) != Some(found.generation) {
+        return 0;
+    }
+    let feature = found.target.feature;
+    let (alerts, fed_by) = {
+        let drift = prepared.samples.drift(context);
+        let Some(state) = drift.feature(feature) else { return 0 };
+        (state.alerts, state.fed_by())
     };
-    let all = STATE.borrow(context).all_versions();
-    for prepared in &all {
-        end_where(context, prepared, &mut effects, |feature, method| !is_tested(prepared, feature, method));
+    let mut started = 0;
+    for method in Method::ALL {
+        let was_alert = alerts & method.bit() != 0;
+        // What is not tested any more has no alert.
+        let finding = found.findings.iter().find(|f| fed_by != FedBy::Nobody && f.method == method);
+        // No update came for the whole while. What was served is each node's own: here it may just have begun.
+        let is_over = |finding: &Finding| finding.current_n == 0 && fed_by == FedBy::Publishing;
+        let is_alert = finding.is_some_and(|finding| match was_alert {
+            true => finding.keeps_alert(levels.significance) && !is_over(finding),
+            false => finding.starts_alert(levels.significance, levels.chance_max),
+        });
+        if is_alert != was_alert {
+            started += u64::from(is_alert);
+            tell(context, &prepared, feature, method, is_alert, finding, effects);
+        }
     }
     started
 }
 
-/// Ends all alerts of a version that is about to be dropped.
-pub(crate) fn end_all(context: Context<'_>, prepared: &PreparedView, effects: &mut Effects<'_>) {
-    end_where(context, prepared, effects, |_, _| true);
-}
-
-fn end_where(
-    context: Context<'_>,
-    prepared: &PreparedView,
-    effects: &mut Effects<'_>,
-    ends: impl Fn(&str, Method) -> bool,
-) {
-    let alerts: Vec<u16> = prepared.samples.drift(context).features().iter().map(|f| f.alerts).collect();
-    for (feature, bits) in alerts.into_iter().enumerate().filter(|(_, bits)| *bits != 0) {
-        let name = &prepared.view.features()[feature].name;
-        for method in Method::ALL.into_iter().filter(|m| bits & m.bit() != 0 && ends(name, *m)) {
-            tell(context, prepared, feature, method, false, None, effects);
-        }
+/// Ends all alerts of a feature whose window or view is about to go.
+pub(crate) fn end_all(context: Context<'_>, prepared: &PreparedView, feature: usize, effects: &mut Effects<'_>) {
+    let alerts = prepared.samples.drift(context).feature(feature).map_or(0, |f| f.alerts);
+    for method in Method::ALL.into_iter().filter(|method| alerts & method.bit() != 0) {
+        tell(context, prepared, feature, method, false, None, effects);
     }
-}
-
-fn find(context: Context<'_>, target: &Target) -> Option<(std::rc::Rc<PreparedView>, usize)> {
-    let prepared = STATE.borrow(context).prepared_version(&target.view, target.version)?;
-    let feature = prepared.view.position(target.feature.as_bytes(), 0)?;
-    Some((prepared, feature))
 }
 
 fn set(context: Context<'_>, prepared: &PreparedView, feature: usize, method: Method, starts: bool) {
@@ -119,9 +118,11 @@ fn tell(
 
 /// Executes what the primary told of an alert.
 pub(crate) fn execute(context: Context<'_>, name: &ServerString, effect: &AlertEffect<'_>) -> Result<(), String> {
-    let target = Target { view: effect.view.to_owned(), version: effect.version, feature: effect.feature.to_owned() };
-    if let Some((prepared, feature)) = find(context, &target) {
-        set(context, &prepared, feature, effect.method, effect.starts);
+    let prepared = STATE.borrow(context).prepared_version(effect.view, effect.version);
+    if let Some(prepared) = prepared {
+        if let Some(feature) = prepared.view.position(effect.feature.as_bytes(), 0) {
+            set(context, &prepared, feature, effect.method, effect.starts);
+        }
     }
     let Some(StreamEntry { id, fields }) = &effect.entry else { return Ok(()) };
     let stream = Key::open(context, name, Mode::Write);

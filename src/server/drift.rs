@@ -1,7 +1,7 @@
 //! FS.DRIFT and the periodic check: the main thread copies windows out, a thread of its own compares them.
 //!
-//! Calls queue, checks come after calls. What is copied out at a time is bounded, in time on the main thread and in
-//! number on the other.
+//! Calls and checks take turns, feature by feature. What is copied out at a time is bounded, in time on the main thread
+//! and in number on the other; what a check found is worked off in slices too.
 
 use crate::server::alerts;
 use crate::server::api::{api, Context};
@@ -9,11 +9,14 @@ use crate::server::background::{may_write, wake, Deadline, Left};
 use crate::server::blocked::{BlockedCaller, CallerId};
 use crate::server::command::guarded;
 use crate::server::config;
+use crate::server::effects::Effects;
 use crate::server::reply::Protocol;
-use crate::server::state::STATE;
+use crate::server::state::{PreparedView, STATE};
+use feature_store_core::definition::FeatureView;
 use feature_store_core::drift::baseline::Baseline;
+use feature_store_core::drift::compare::findings;
 use feature_store_core::drift::current::Observed;
-use feature_store_core::drift::finding::{findings, Finding, Told, SIGNIFICANCE};
+use feature_store_core::drift::finding::{Finding, SIGNIFICANCE};
 use feature_store_core::drift::method::{fitting, Test};
 use feature_store_core::{Code, Error};
 use lazy_static::lazy_static;
@@ -21,6 +24,7 @@ use redis_module::raw;
 use std::collections::VecDeque;
 use std::ffi::c_void;
 use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::rc::Rc;
 use std::sync::mpsc::{channel, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 
@@ -32,14 +36,31 @@ const LOOK_MS: i64 = 1_000;
 /// What is to be tested.
 #[derive(Clone)]
 pub(crate) struct Target {
-    pub(crate) view: String,
-    pub(crate) version: u32,
-    pub(crate) feature: String,
+    /// The view as it was when this began.
+    pub(crate) view: Arc<FeatureView>,
+    /// The feature's index.
+    pub(crate) feature: usize,
+    /// Which drift state of the view.
+    state: u64,
+}
+
+impl Target {
+    pub(crate) fn new(prepared: &PreparedView, feature: usize) -> Self {
+        Target { view: Arc::clone(&prepared.view), feature, state: prepared.samples.number }
+    }
+
+    /// The view that it is about, if that was not dropped meanwhile. Alterations leave the feature where it is.
+    pub(crate) fn prepared(&self, context: Context<'_>) -> Option<Rc<PreparedView>> {
+        let prepared = STATE.borrow(context).prepared_version(&self.view.name, self.view.version)?;
+        (prepared.samples.number == self.state).then_some(prepared)
+    }
 }
 
 /// A target with what was found.
 pub(crate) struct Found {
     pub(crate) target: Target,
+    /// Of which baseline and window.
+    pub(crate) generation: u32,
     pub(crate) findings: Vec<Finding>,
 }
 
@@ -59,26 +80,43 @@ struct Job {
     tests: Vec<Test>,
     /// How many features the thread has.
     in_flight: usize,
-    found: Vec<Found>,
+    found: VecDeque<Found>,
     /// A test ended in a panic.
     has_failed: bool,
+}
+
+/// A check whose findings are being told.
+struct Conclusion {
+    found: VecDeque<Found>,
+    levels: alerts::Levels,
+    insufficient: u64,
+}
+
+/// Figures of checks.
+#[derive(Default)]
+pub(crate) struct CheckFigures {
+    /// Checks that were finished since the start.
+    pub(crate) checks: u64,
+    /// Tests of the last check that had too few values.
+    pub(crate) insufficient: u64,
+    /// Alerts that this server started since its start.
+    pub(crate) alerts_started: u64,
 }
 
 /// All tests that are under way.
 #[derive(Default)]
 pub(crate) struct DriftWork {
     jobs: VecDeque<Job>,
+    conclusion: Option<Conclusion>,
     last_number: u64,
     checked_at_ms: Option<i64>,
-    /// Checks that were finished since the start.
-    pub(crate) checks: u64,
-    /// Alerts that this server started since its start.
-    pub(crate) alerts_started: u64,
+    pub(crate) figures: CheckFigures,
 }
 
 struct Request {
     job: u64,
     target: Target,
+    generation: u32,
     baseline: Arc<Baseline>,
     observed: Observed,
     tests: Vec<Test>,
@@ -87,6 +125,7 @@ struct Request {
 struct Response {
     job: u64,
     target: Target,
+    generation: u32,
     /// `None`: the test panicked.
     findings: Option<Vec<Finding>>,
 }
@@ -101,9 +140,9 @@ lazy_static! {
         let (requests, incoming) = channel::<Request>();
         let (outgoing, responses) = channel();
         let work = move || {
-            for Request { job, target, baseline, observed, tests } in incoming {
+            for Request { job, target, generation, baseline, observed, tests } in incoming {
                 let findings = catch_unwind(AssertUnwindSafe(|| findings(&baseline, observed, &tests))).ok();
-                if outgoing.send(Response { job, target, findings }).is_err() {
+                if outgoing.send(Response { job, target, generation, findings }).is_err() {
                     break;
                 }
             }
@@ -116,20 +155,20 @@ lazy_static! {
 impl DriftWork {
     fn push(&mut self, purpose: Purpose, targets: VecDeque<Target>, tests: Vec<Test>) {
         self.last_number += 1;
-        let number = self.last_number;
-        let job = Job { number, purpose, targets, tests, in_flight: 0, found: Vec::new(), has_failed: false };
-        self.jobs.push_back(job);
+        let (number, found) = (self.last_number, VecDeque::new());
+        self.jobs.push_back(Job { number, purpose, targets, tests, in_flight: 0, found, has_failed: false });
     }
 
-    /// The next target, of a call before that of a check.
+    /// The next target. Its job comes last from now on, so that all move on.
     fn next_target(&mut self) -> Option<(u64, Target, Vec<Test>)> {
         if self.jobs.iter().map(|job| job.in_flight).sum::<usize>() >= IN_FLIGHT_MAX {
             return None;
         }
-        let waiting = self.jobs.iter_mut().filter(|job| !job.targets.is_empty());
-        let job = waiting.min_by_key(|job| matches!(job.purpose, Purpose::Check))?;
-        let target = job.targets.pop_front()?;
-        Some((job.number, target, job.tests.clone()))
+        let place = self.jobs.iter().position(|job| !job.targets.is_empty())?;
+        let mut job = self.jobs.remove(place)?;
+        let next = job.targets.pop_front().map(|target| (job.number, target, job.tests.clone()));
+        self.jobs.push_back(job);
+        next
     }
 
     fn job(&mut self, number: u64) -> Option<&mut Job> {
@@ -145,6 +184,10 @@ impl DriftWork {
         let is_of = |job: &Job| matches!(&job.purpose, Purpose::Call { caller, .. } if caller.id() == Some(id));
         let place = self.jobs.iter().position(is_of)?;
         self.jobs.remove(place)
+    }
+
+    fn is_checking(&self) -> bool {
+        self.conclusion.is_some() || self.jobs.iter().any(|job| matches!(job.purpose, Purpose::Check))
     }
 }
 
@@ -167,21 +210,12 @@ pub(crate) fn call(context: Context<'_>, targets: Vec<Target>, tests: Vec<Test>)
 /// Copies out, collects and answers until the deadline.
 pub(crate) fn slice(context: Context<'_>, deadline: Deadline) -> Left {
     collect(context);
-    // At least one: consumers may have used up the time.
+    // Of each at least one: consumers may have used up the time.
     while submit_next(context) && !deadline.is_over() {}
-    loop {
-        // Answering can fire events: nothing is borrowed meanwhile.
-        let finished = STATE.borrow_mut(context).background.drift.take_finished();
-        let Some(job) = finished else { break };
-        match job.purpose {
-            Purpose::Call { caller, protocol } if job.has_failed => {
-                drop((caller, protocol));
-            }
-            Purpose::Call { caller, protocol } => caller.reply(|context| reply(context, protocol, &job.found)),
-            Purpose::Check => finish_check(context, &job.found),
-        }
-    }
-    match STATE.borrow(context).background.drift.jobs.is_empty() {
+    while finish_next(context) && !deadline.is_over() {}
+    while conclude_next(context) && !deadline.is_over() {}
+    let drift = &STATE.borrow(context).background.drift;
+    match drift.jobs.is_empty() && drift.conclusion.is_none() {
         true => Left::Nothing,
         false => Left::Work,
     }
@@ -191,37 +225,59 @@ pub(crate) fn slice(context: Context<'_>, deadline: Deadline) -> Left {
 fn submit_next(context: Context<'_>) -> bool {
     let next = STATE.borrow_mut(context).background.drift.next_target();
     let Some((job, target, tests)) = next else { return false };
-    if let Some(request) = copy_out(context, job, target, &tests) {
-        if let Some(job) = STATE.borrow_mut(context).background.drift.job(job) {
+    let request = copy_out(context, job, &target, &tests);
+    let mut state = STATE.borrow_mut(context);
+    let Some(job) = state.background.drift.job(job) else { return true };
+    match request {
+        Some(request) => {
             job.in_flight += 1;
+            drop(state);
+            THREAD.requests.send(request).expect("the thread of drift runs as long as the server");
         }
-        THREAD.requests.send(request).expect("the thread of drift runs as long as the server");
+        // Alerts of what cannot be tested any more are to end.
+        None if matches!(job.purpose, Purpose::Check) => {
+            drop(state);
+            let generation = generation(context, &target).unwrap_or_default();
+            let found = Found { target, generation, findings: Vec::new() };
+            if let Some(job) = STATE.borrow_mut(context).background.drift.jobs.back_mut() {
+                job.found.push_back(found);
+            }
+        }
+        None => {}
     }
     true
 }
 
-/// `None`: the feature is gone, or has nothing to be compared with by these methods any more.
-fn copy_out(context: Context<'_>, job: u64, target: Target, tests: &[Test]) -> Option<Request> {
-    let prepared = STATE.borrow(context).prepared_version(&target.view, target.version)?;
-    let feature = prepared.view.position(target.feature.as_bytes(), 0)?;
+/// The generation of a target's baseline and window; `None`: it is gone.
+pub(crate) fn generation(context: Context<'_>, target: &Target) -> Option<u32> {
+    let prepared = target.prepared(context)?;
     let drift = prepared.samples.drift(context);
-    let baseline = drift.baseline(&prepared.view, feature).ok()??;
+    drift.feature(target.feature).map(|state| state.generation)
+}
+
+/// `None`: the feature is gone, or has nothing to be compared with by these methods any more.
+fn copy_out(context: Context<'_>, job: u64, target: &Target, tests: &[Test]) -> Option<Request> {
+    let prepared = target.prepared(context)?;
+    let drift = prepared.samples.drift(context);
+    let generation = drift.feature(target.feature)?.generation;
+    let baseline = drift.baseline(&prepared.view, target.feature).ok()??;
     let tests = fitting(&baseline, tests);
-    let observed = drift.observe(feature, context.now_ms())?;
-    (!tests.is_empty()).then_some(Request { job, target, baseline, observed, tests })
+    let observed = drift.observe(&prepared.view, target.feature, context.now_ms())?;
+    let target = target.clone();
+    (!tests.is_empty()).then_some(Request { job, target, generation, baseline, observed, tests })
 }
 
 /// Takes what the thread has found.
 fn collect(context: Context<'_>) {
     let Ok(responses) = THREAD.responses.lock() else { return };
-    while let Ok(Response { job, target, mut findings }) = responses.try_recv() {
+    while let Ok(Response { job, target, generation, mut findings }) = responses.try_recv() {
         findings.iter_mut().flatten().for_each(|finding| find_names(context, &target, finding));
         let mut state = STATE.borrow_mut(context);
         // Jobs whose caller has left are gone.
         let Some(job) = state.background.drift.job(job) else { continue };
         job.in_flight -= 1;
         match findings {
-            Some(findings) => job.found.push(Found { target, findings }),
+            Some(findings) => job.found.push_back(Found { target, generation, findings }),
             None => job.has_failed = true,
         }
     }
@@ -229,24 +285,45 @@ fn collect(context: Context<'_>) {
 
 /// The names of categories that the baseline does not have: only the window knows them.
 fn find_names(context: Context<'_>, target: &Target, finding: &mut Finding) {
-    let Some(prepared) = STATE.borrow(context).prepared_version(&target.view, target.version) else { return };
-    let Some(feature) = prepared.view.position(target.feature.as_bytes(), 0) else { return };
+    let Some(prepared) = target.prepared(context) else { return };
     let drift = prepared.samples.drift(context);
-    let Some(state) = drift.feature(feature) else { return };
+    let Some(state) = drift.feature(target.feature) else { return };
     for seen in [&mut finding.baseline, &mut finding.current] {
         seen.find_name(|id| state.current.category_name(id));
     }
 }
 
-fn reply(context: Context<'_>, protocol: Protocol, found: &[Found]) {
+/// Answers one caller whose tests are done, or begins to tell what a check found. False: none is done.
+fn finish_next(context: Context<'_>) -> bool {
+    let finished = STATE.borrow_mut(context).background.drift.take_finished();
+    let Some(job) = finished else { return false };
+    match job.purpose {
+        // It is told of an internal error when it is let go.
+        Purpose::Call { .. } if job.has_failed => {}
+        Purpose::Call { caller, protocol } => caller.reply(|context| reply(context, protocol, &job.found)),
+        Purpose::Check => {
+            let outcomes = || job.found.iter().flat_map(|f| &f.findings).map(|finding| finding.outcome);
+            let with_p = outcomes().flatten().filter(|outcome| outcome.p_value.is_some()).count();
+            let without_p = outcomes().flatten().count() - with_p;
+            let levels = alerts::Levels::among(SIGNIFICANCE, with_p, without_p);
+            let insufficient = outcomes().filter(Option::is_none).count() as u64;
+            let conclusion = Conclusion { found: job.found, levels, insufficient };
+            STATE.borrow_mut(context).background.drift.conclusion = Some(conclusion);
+        }
+    }
+    true
+}
+
+fn reply(context: Context<'_>, protocol: Protocol, found: &VecDeque<Found>) {
     if found.is_empty() {
         context.reply_error(&Error::new(Code::NoView, "what was to be tested was dropped or cleared meanwhile"));
         return;
     }
     context.reply_array(found.iter().map(|f| f.findings.len()).sum());
-    for Found { target, findings } in found {
+    for Found { target, findings, .. } in found {
+        let feature = &target.view.features()[target.feature].name;
         for finding in findings {
-            let members = finding.members(&target.feature, finding.is_alert(SIGNIFICANCE));
+            let members = finding.members(feature, finding.is_alert(SIGNIFICANCE));
             context.reply_map(members.len());
             for (name, told) in members {
                 context.reply_text(name);
@@ -256,31 +333,40 @@ fn reply(context: Context<'_>, protocol: Protocol, found: &[Found]) {
     }
 }
 
-/// Alerts that start and end with a finished check.
-fn finish_check(context: Context<'_>, found: &[Found]) {
-    // Paused, out of memory, or no primary any more: the next check will see.
+/// Starts and ends the alerts of one feature of a finished check. False: there is nothing more to tell.
+fn conclude_next(context: Context<'_>) -> bool {
+    let mut state = STATE.borrow_mut(context);
+    let drift = &mut state.background.drift;
+    let Some(conclusion) = &mut drift.conclusion else { return false };
+    let (levels, insufficient) = (conclusion.levels, conclusion.insufficient);
+    let Some(found) = conclusion.found.pop_front() else {
+        drift.conclusion = None;
+        drift.figures.checks += 1;
+        drift.figures.insufficient = insufficient;
+        return false;
+    };
+    drop(state);
     if !may_write(context) {
-        return;
+        // Paused, out of memory, or no primary any more: the next check will see.
+        STATE.borrow_mut(context).background.drift.conclusion = None;
+        return false;
     }
-    let with_p = |finding: &&Finding| finding.outcome.is_some_and(|outcome| outcome.p_value.is_some());
-    let tests = found.iter().flat_map(|f| &f.findings).filter(with_p).count();
-    let started = alerts::update(context, found, SIGNIFICANCE / tests.max(1) as f64);
-    let drift = &mut STATE.borrow_mut(context).background.drift;
-    drift.checks += 1;
-    drift.alerts_started += started;
+    let mut effects = Effects::new(context);
+    let started = alerts::update(context, &found, levels, &mut effects);
+    effects.replicate();
+    STATE.borrow_mut(context).background.drift.figures.alerts_started += started;
+    true
 }
 
-/// Every feature that has a baseline.
+/// Every feature that has a baseline, or an alert that may have to end.
 fn all_targets(context: Context<'_>) -> VecDeque<Target> {
-    let state = STATE.borrow(context);
     let mut targets = VecDeque::new();
-    for prepared in state.all_versions() {
+    let versions = STATE.borrow(context).all_versions();
+    for prepared in versions {
         let drift = prepared.samples.drift(context);
-        for (i, feature) in prepared.view.features().iter().enumerate() {
-            let has_baseline = feature.expected.is_some() || drift.feature(i).is_some_and(|f| f.baseline.is_some());
-            if has_baseline {
-                let (view, version) = (prepared.view.name.clone(), prepared.view.version);
-                targets.push_back(Target { view, version, feature: feature.name.clone() });
+        for (feature, (state, definition)) in drift.features().iter().zip(prepared.view.features()).enumerate() {
+            if definition.expected.is_some() || state.baseline.is_some() || state.alerts != 0 {
+                targets.push_back(Target::new(&prepared, feature));
             }
         }
     }
@@ -299,9 +385,8 @@ unsafe extern "C" fn on_look(ctx: *mut raw::RedisModuleCtx, _data: *mut c_void) 
         let is_due = {
             let mut state = STATE.borrow_mut(context);
             let drift = &mut state.background.drift;
-            let is_checking = drift.jobs.iter().any(|job| matches!(job.purpose, Purpose::Check));
             let elapsed_ms = now_ms - *drift.checked_at_ms.get_or_insert(now_ms);
-            interval_ms > 0 && !is_checking && (elapsed_ms >= interval_ms || elapsed_ms < 0)
+            interval_ms > 0 && !drift.is_checking() && (elapsed_ms >= interval_ms || elapsed_ms < 0)
         };
         if is_due && !flags.is_replica() && !flags.is_loading() {
             let targets = all_targets(context);
@@ -320,18 +405,4 @@ pub(crate) fn start_looking(context: Context<'_>) {
     let period_ms = if interval_ms > 0 { interval_ms.min(LOOK_MS) } else { LOOK_MS };
     // SAFETY: we are on the main thread; the callback is static and takes no data.
     unsafe { api!(RedisModule_CreateTimer(context.as_ptr(), period_ms, Some(on_look), std::ptr::null_mut())) };
-}
-
-impl Context<'_> {
-    /// A member of a finding.
-    pub(crate) fn reply_told(self, protocol: Protocol, told: &Told) {
-        match (told, protocol) {
-            (Told::Nil, _) => self.reply_nil(),
-            (Told::Text(text), _) => self.reply_bytes(text),
-            (Told::Number(number), Protocol::Resp3) => self.reply_double(*number),
-            (Told::Number(_), Protocol::Resp2) => self.reply_bytes(&told.to_field()),
-            (Told::Count(n), _) => self.reply_count(Some(*n)),
-            (Told::Flag(flag), _) => self.reply_bool(*flag),
-        }
-    }
 }

@@ -36,8 +36,9 @@ pub(crate) fn figures(context: Context<'_>) -> Vec<Figure> {
         (c"replays", state.background.replays.len() as u64),
         (c"dropping", state.registry.drops.len() as u64),
         (c"drift_alerts", versions_of_views.iter().map(|p| p.samples.drift(context).alerts()).sum()),
-        (c"drift_alerts_started", state.background.drift.alerts_started),
-        (c"drift_checks", state.background.drift.checks),
+        (c"drift_alerts_started", state.background.drift.figures.alerts_started),
+        (c"drift_checks", state.background.drift.figures.checks),
+        (c"drift_insufficient", state.background.drift.figures.insufficient),
         (c"drift_samples_bytes", versions_of_views.iter().map(|p| p.samples.drift(context).heap_bytes() as u64).sum()),
         (c"panics", panics_caught()),
     ];

@@ -4,6 +4,7 @@
 //! server without the module can load the file.
 
 use crate::server::api::{api, Context, LogLevel};
+use crate::server::samples::Samples;
 use crate::server::state::{State, STATE};
 use feature_store_core::codec::{decode_drift, decode_snapshot, encode_drift, encode_snapshot, DriftSnapshot};
 use feature_store_core::drift::view::ViewDrift;
@@ -12,6 +13,7 @@ use redis_module::raw;
 use std::cell::Ref;
 use std::ffi::{c_char, c_int, c_void, CStr};
 use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::rc::Rc;
 
 /// Nine characters, as the server wants them.
 const TYPE_NAME: &CStr = c"fs-module";
@@ -45,7 +47,7 @@ impl State {
             let Some(prepared) = self.prepared_version(&view, version) else { continue };
             if served == Served::Own {
                 let own = before.iter().find(|own| own.view.name == view && own.view.version == version);
-                prepared.samples.keep_own_serving(&mut drift, own.map(|own| &own.samples), &prepared.view);
+                Samples::keep_own_serving(&mut drift, &prepared.view, own.map(Rc::as_ref));
             }
             prepared.samples.install(drift);
         }

@@ -1,6 +1,7 @@
 //! Replies, one function a shape. RESP3 gets maps, doubles and booleans; RESP2 what the server makes of them.
 
 use crate::server::api::{api, Context};
+use feature_store_core::drift::finding::Told;
 use feature_store_core::feature_type::FeatureType;
 use feature_store_core::value::{format_f32, Value};
 use feature_store_core::Error;
@@ -121,6 +122,18 @@ impl Context<'_> {
                     }
                 }
             }
+        }
+    }
+
+    /// A member of what is found of drift.
+    pub(crate) fn reply_told(self, protocol: Protocol, told: &Told) {
+        match (told, protocol) {
+            (Told::Nil, _) => self.reply_nil(),
+            (Told::Text(text), _) => self.reply_bytes(text),
+            (Told::Number(number), Protocol::Resp3) => self.reply_double(*number),
+            (Told::Number(_), Protocol::Resp2) => self.reply_bytes(&told.to_field()),
+            (Told::Count(n), _) => self.reply_count(Some(*n)),
+            (Told::Flag(flag), _) => self.reply_bool(*flag),
         }
     }
 

@@ -12,6 +12,7 @@ use feature_store_core::row::{Served, Status};
 use std::borrow::Cow;
 use std::cell::{Cell, Ref, RefCell, RefMut};
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The drift state of a version of a view, and what is to be known of it on the hot path.
 pub(crate) struct Samples {
@@ -19,9 +20,14 @@ pub(crate) struct Samples {
     rate: f64,
     samples_publishing: bool,
     samples_serving: bool,
+    /// Tells it from another state of the same name.
+    pub(crate) number: u64,
     /// Arrivals, for the draw of those that are offered. Each node draws for itself; who is drawn is replicated.
     offered: Cell<u64>,
 }
+
+/// How many states were made since the start.
+static STATES_MADE: AtomicU64 = AtomicU64::new(0);
 
 /// The bounds that are set on this node.
 fn configured() -> Bounds {
@@ -31,19 +37,18 @@ fn configured() -> Bounds {
 impl Samples {
     /// For a definition; what was known of the same version before goes on.
     pub(crate) fn of(view: &FeatureView, known: Option<&Samples>) -> Self {
-        let drift = match known {
+        let (drift, number) = match known {
             Some(known) => {
                 known.drift.borrow_mut().follow(view);
-                Rc::clone(&known.drift)
+                (Rc::clone(&known.drift), known.number)
             }
-            None => Rc::new(RefCell::new(ViewDrift::new(view))),
+            None => (Rc::new(RefCell::new(ViewDrift::new(view))), STATES_MADE.fetch_add(1, Ordering::Relaxed)),
         };
         let (samples_publishing, samples_serving) = {
             let drift = drift.borrow();
-            let is_on = view.sample.rate > 0.0;
-            (is_on && drift.samples_publishing(), is_on && drift.samples_serving())
+            (drift.samples_publishing(), drift.samples_serving())
         };
-        Samples { drift, rate: view.sample.rate, samples_publishing, samples_serving, offered: Cell::new(0) }
+        Samples { drift, rate: view.sample.rate, samples_publishing, samples_serving, number, offered: Cell::new(0) }
     }
 
     /// The state, to look. The rule of `STATE` holds here too.
@@ -62,10 +67,10 @@ impl Samples {
     }
 
     /// Puts what this node served itself into the state of another.
-    pub(crate) fn keep_own_serving(&self, arrived: &mut ViewDrift, own: Option<&Samples>, view: &FeatureView) {
+    pub(crate) fn keep_own_serving(arrived: &mut ViewDrift, view: &FeatureView, own: Option<&PreparedView>) {
         match own {
-            Some(own) => arrived.keep_own_serving(Some(&own.drift.borrow()), view),
-            None => arrived.keep_own_serving(None, view),
+            Some(own) => arrived.keep_own_serving(view, Some((&own.samples.drift.borrow(), &own.view))),
+            None => arrived.keep_own_serving(view, None),
         }
     }
 
@@ -124,10 +129,6 @@ pub(crate) fn change(context: Context<'_>, prepared: &PreparedView, feature: usi
     let mut drift = prepared.samples.drift_mut(context);
     match change {
         DriftChange::ClearCurrent => drift.clear_current(&prepared.view, feature),
-        DriftChange::Baseline(baseline) => {
-            if let Some(state) = drift.feature_mut(feature) {
-                state.baseline = baseline;
-            }
-        }
+        DriftChange::Baseline(baseline) => drift.set_baseline(feature, baseline),
     }
 }

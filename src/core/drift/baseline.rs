@@ -3,6 +3,7 @@
 use super::categories::{category_id, category_name, CategoryId};
 use super::current::{as_number, Current, Observed, ObservedValues};
 use super::finding::Told;
+use super::sums::MeanVector;
 use crate::arguments::{parse_number, Arguments};
 use crate::definition::{Feature, FeatureView};
 use crate::error::{shown, Error, Result};
@@ -36,8 +37,8 @@ pub enum Content {
     Counts(Vec<Category<u64>>),
     /// Which share each of the most frequent values had.
     Shares(Vec<Category<f64>>),
-    /// The mean of so many vectors.
-    Mean(Vec<f64>, u64),
+    /// The mean of vectors.
+    Mean(MeanVector),
 }
 
 /// Figures of numbers. Those that are not known are not compared.
@@ -229,14 +230,16 @@ impl Given<'_> {
                 Content::Counts(counts.into_iter().map(|(text, n)| category(text, n)).collect())
             }
             FeatureType::Vector(dimensions) => {
-                let mut mean = vec![0.0; dimensions as usize];
+                let (mut sums, mut squares) = (vec![0.0; dimensions as usize], 0.0);
                 for text in &texts {
                     if let Value::Vector(components) = self.value(text)? {
-                        mean.iter_mut().zip(components).for_each(|(sum, x)| *sum += f64::from(x));
+                        for (sum, x) in sums.iter_mut().zip(components.into_iter().map(f64::from)) {
+                            *sum += x;
+                            squares += x * x;
+                        }
                     }
                 }
-                mean.iter_mut().for_each(|sum| *sum /= n as f64);
-                Content::Mean(mean, n)
+                Content::Mean(MeanVector::of_sums(sums, squares, n))
             }
             _ => {
                 let numbers = texts.iter().map(|text| self.value(text).map(|value| as_number(&value)));
@@ -359,7 +362,7 @@ impl Baseline {
                     counts.into_iter().map(|(id, weight)| Category { id, name: name(id), weight }).collect(),
                 )
             }
-            ObservedValues::Mean(Some(mean)) if !mean.is_empty() => Content::Mean(mean, observed.present),
+            ObservedValues::Mean(Some(mean)) => Content::Mean(mean),
             _ => Content::Nothing,
         };
         Ok(Baseline { missing: observed.absent as f64 / arrivals as f64, arrivals: Some(arrivals), content })
@@ -370,7 +373,7 @@ impl Baseline {
         let form = match &self.content {
             Content::Nothing => "MISSING",
             Content::Stats(_) => "STATS",
-            Content::Numbers(_) | Content::Mean(..) => "SAMPLES",
+            Content::Numbers(_) | Content::Mean(_) => "SAMPLES",
             Content::Counts(_) => "CATEGORIES",
             Content::Shares(_) => "TOP_CATEGORIES",
         };
@@ -396,7 +399,7 @@ impl Baseline {
             Content::Nothing | Content::Stats(_) | Content::Shares(_) => None,
             Content::Numbers(numbers) => Some(numbers.len() as u64),
             Content::Counts(counts) => Some(counts.iter().map(|c| c.weight).sum()),
-            Content::Mean(_, n) => Some(*n),
+            Content::Mean(mean) => Some(mean.n),
         }
     }
 
@@ -420,8 +423,9 @@ impl Baseline {
             Content::Shares(shares) => {
                 has_categories(ty) && !shares.is_empty() && shares.iter().all(|c| is_weight(c.weight))
             }
-            Content::Mean(mean, n) => {
-                *n > 0 && mean.iter().all(|x| x.is_finite()) && ty == FeatureType::Vector(mean.len() as u32)
+            Content::Mean(MeanVector { mean, spread, n }) => {
+                let is_finite = spread.is_finite() && mean.iter().all(|x| x.is_finite());
+                *n > 0 && is_finite && ty == FeatureType::Vector(mean.len() as u32)
             }
         };
         fits && (0.0..=1.0).contains(&self.missing)
@@ -431,7 +435,9 @@ impl Baseline {
     pub fn heap_bytes(&self) -> usize {
         match &self.content {
             Content::Nothing | Content::Stats(_) => 0,
-            Content::Numbers(numbers) | Content::Mean(numbers, _) => numbers.capacity() * size_of::<f64>(),
+            Content::Numbers(numbers) | Content::Mean(MeanVector { mean: numbers, .. }) => {
+                numbers.capacity() * size_of::<f64>()
+            }
             Content::Counts(counts) => counts.iter().map(|c| size_of_val(c) + c.name.capacity()).sum(),
             Content::Shares(shares) => shares.iter().map(|c| size_of_val(c) + c.name.capacity()).sum(),
         }
@@ -473,7 +479,10 @@ mod tests {
     fn each_form_is_read_as_its_feature_is_compared() {
         assert_eq!(content("f", "SAMPLES 3 2.5 -0 1e2"), Content::Numbers(vec![0.0, 2.5, 100.0]));
         assert_eq!(content("b", "SAMPLES 2 true 0"), Content::Numbers(vec![0.0, 1.0]));
-        assert_eq!(content("v", "SAMPLES 2 1,2 [3,6]"), Content::Mean(vec![2.0, 4.0], 2));
+        assert_eq!(
+            content("v", "SAMPLES 2 1,2 [3,6]"),
+            Content::Mean(MeanVector { mean: vec![2.0, 4.0], spread: 5.0, n: 2 })
+        );
         let counts = Content::Counts(vec![category(b"1", 7), category(b"2", 5)]);
         assert_eq!(content("i", "CATEGORIES 2 2.0 5 1 7"), counts);
         let counts = Content::Counts(vec![category(b"x", 2), category(b"y", 1)]);

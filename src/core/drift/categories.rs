@@ -3,11 +3,15 @@
 use super::sample::{Arrival, Sample};
 use super::steps::Bounds;
 use bincode::{Decode, Encode};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, VecDeque};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Longer values are kept by their beginning and a hash.
 const NAME_BYTES_MAX: usize = 64;
+/// What a name takes beside its bytes, about.
+const NAME_OVERHEAD_BYTES: usize = 48;
+/// Names that an arrival lets go.
+const NAMES_AT_A_TIME: usize = 8;
 
 /// A value, for counting: a hash that stands for it.
 pub type CategoryId = u64;
@@ -34,41 +38,90 @@ pub fn category_name(value: &[u8]) -> Vec<u8> {
 #[derive(Debug, Clone, Default, PartialEq, Encode, Decode)]
 pub struct CategorySample {
     sample: Sample<CategoryId>,
-    /// The names of all values in the sample, and of some that were in it.
-    names: BTreeMap<CategoryId, Vec<u8>>,
+    names: Names,
+}
+
+/// The names of the values in a sample.
+#[derive(Debug, Clone, Default, PartialEq, Encode, Decode)]
+struct Names {
+    by_id: BTreeMap<CategoryId, Name>,
+    /// Values that have left the sample, and not their names yet: thousands leave at a time.
+    leaving: VecDeque<CategoryId>,
+    bytes: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+struct Name {
+    text: Box<[u8]>,
+    /// How many values of the sample it names.
+    values: u32,
+}
+
+impl Names {
+    fn enter(&mut self, id: CategoryId, value: &[u8]) {
+        let bytes = &mut self.bytes;
+        let name = self.by_id.entry(id).or_insert_with(|| {
+            let text = category_name(value).into_boxed_slice();
+            *bytes += text.len() + NAME_OVERHEAD_BYTES;
+            Name { text, values: 0 }
+        });
+        name.values += 1;
+    }
+
+    fn leave(&mut self, id: CategoryId) {
+        let Some(name) = self.by_id.get_mut(&id) else { return };
+        name.values = name.values.saturating_sub(1);
+        if name.values == 0 {
+            self.bytes = self.bytes.saturating_sub(name.text.len() + NAME_OVERHEAD_BYTES);
+            self.by_id.remove(&id);
+        }
+    }
+
+    /// Lets some of the names go whose values have left.
+    fn work_off(&mut self) {
+        for _ in 0..NAMES_AT_A_TIME {
+            let Some(id) = self.leaving.pop_front() else { return };
+            self.leave(id);
+        }
+    }
 }
 
 impl CategorySample {
     /// Takes in an arrival without a value.
     pub fn take_absent(&mut self, arrival: Arrival, bounds: Bounds) {
-        self.sample.take_absent(arrival, bounds);
+        let names = &mut self.names;
+        self.sample.take_absent(arrival, bounds, |id| names.leaving.push_back(id));
+        names.work_off();
     }
 
     /// Takes in a value.
     pub fn take(&mut self, arrival: Arrival, bounds: Bounds, value: &[u8]) {
-        if !self.sample.take(arrival, bounds, || Some(category_id(value))) {
-            return;
-        }
-        self.names.entry(category_id(value)).or_insert_with(|| category_name(value));
-        if self.names.len() > 64 + 2 * self.sample.all().len() {
-            self.forget_names();
-        }
-    }
-
-    fn forget_names(&mut self) {
-        let held: HashSet<CategoryId> = self.sample.all().iter().copied().collect();
-        self.names.retain(|id, _| held.contains(id));
+        let names = &mut self.names;
+        let mut entered = None;
+        let id = || *entered.insert(Some(category_id(value)));
+        self.sample.take(arrival, bounds, id, |id| names.leaving.push_back(id));
+        // The sample may have let go of it already: it leaves after it has entered.
+        entered.flatten().into_iter().for_each(|id| names.enter(id, value));
+        names.work_off();
     }
 
     /// Takes on other bounds.
     pub fn rebound(&mut self, old: Bounds, new: Bounds) {
-        self.sample.rebound(old, new);
-        self.forget_names();
+        let names = &mut self.names;
+        self.sample.rebound(old, new, |id| names.leaving.push_back(id));
     }
 
-    /// The name of a value that is, or was a moment ago, in the sample.
+    /// The name of a value in the sample.
     pub fn name(&self, id: CategoryId) -> Option<&[u8]> {
-        self.names.get(&id).map(Vec::as_slice)
+        self.names.by_id.get(&id).map(|name| &*name.text)
+    }
+
+    /// Does every value have its name? What was read from a file may not be so.
+    pub fn is_sound(&self) -> bool {
+        let mut counted: BTreeMap<CategoryId, u32> = BTreeMap::new();
+        self.sample.all().chain(&self.names.leaving).for_each(|id| *counted.entry(*id).or_default() += 1);
+        let named = self.names.by_id.iter().map(|(id, name)| (*id, name.values));
+        self.sample.is_sound() && counted.into_iter().eq(named)
     }
 
     /// The sample.
@@ -78,8 +131,7 @@ impl CategorySample {
 
     /// Bytes on the heap, about.
     pub fn heap_bytes(&self) -> usize {
-        let names: usize = self.names.values().map(|name| name.capacity() + 48).sum();
-        self.sample.heap_bytes() + names
+        self.sample.heap_bytes() + self.names.bytes
     }
 }
 
@@ -101,10 +153,14 @@ mod tests {
         let bounds = Bounds { values_max: 100, age_ms_max: 4_800 };
         let mut categories = CategorySample::default();
         for i in 0..10_000u64 {
-            let arrival = Arrival { step: 0, draw: category_id(&i.to_le_bytes()) };
+            let arrival = Arrival { step: 0, draw: category_id(&i.to_le_bytes()), slack: 0 };
             categories.take(arrival, bounds, i.to_string().as_bytes());
         }
-        assert!(categories.names.len() <= 264, "{}", categories.names.len());
-        assert!(categories.sample.values(0, bounds).all(|id| categories.name(*id).is_some()));
+        assert!(categories.is_sound() && categories.names.by_id.len() <= 100);
+        let names = categories.names.by_id.len();
+        categories.take_absent(Arrival { step: 1_000, draw: 0, slack: 0 }, bounds);
+        assert_eq!((categories.is_sound(), categories.names.by_id.len()), (true, names - NAMES_AT_A_TIME));
+        (0..names).for_each(|_| categories.take_absent(Arrival { step: 1_000, draw: 0, slack: 0 }, bounds));
+        assert_eq!((categories.is_sound(), categories.names.bytes), (true, 0));
     }
 }

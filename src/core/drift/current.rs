@@ -3,7 +3,7 @@
 use super::categories::{CategoryId, CategorySample};
 use super::sample::{Arrival, Sample};
 use super::steps::Bounds;
-use super::sums::Sums;
+use super::sums::{MeanVector, Sums};
 use crate::feature_type::FeatureType;
 use crate::value::Value;
 use bincode::{Decode, Encode};
@@ -49,7 +49,7 @@ pub enum ObservedValues {
     /// In the order of arrival.
     Categories(Vec<CategoryId>),
     /// The mean vector, where any came.
-    Mean(Option<Vec<f64>>),
+    Mean(Option<MeanVector>),
 }
 
 fn dimensions(ty: FeatureType) -> u32 {
@@ -74,9 +74,9 @@ impl Current {
     /// Takes in an arrival.
     pub fn take(&mut self, arrival: Arrival, bounds: Bounds, given: Given<'_>) {
         match (self, given) {
-            (Current::Numbers(sample), Given::Absent) => sample.take_absent(arrival, bounds),
+            (Current::Numbers(sample), Given::Absent) => sample.take_absent(arrival, bounds, drop),
             (Current::Numbers(sample), given) => {
-                sample.take(arrival, bounds, || number(given));
+                sample.take(arrival, bounds, || number(given), drop);
             }
             (Current::Categories(sample), Given::Field(text)) => sample.take(arrival, bounds, text),
             (Current::Categories(sample), Given::Served(Value::String(text))) => sample.take(arrival, bounds, text),
@@ -120,7 +120,7 @@ impl Current {
     /// Takes on other bounds.
     pub fn rebound(&mut self, old: Bounds, new: Bounds) {
         match self {
-            Current::Numbers(sample) => sample.rebound(old, new),
+            Current::Numbers(sample) => sample.rebound(old, new, drop),
             Current::Categories(categories) => categories.rebound(old, new),
             Current::Sums(sums) => sums.rebound(old, new),
         }
@@ -129,10 +129,8 @@ impl Current {
     /// Is it the window of a feature of this type? What was read from a file may not be.
     pub fn is_sound(&self, ty: FeatureType) -> bool {
         match (self, Current::of(ty)) {
-            (Current::Numbers(sample), Current::Numbers(_)) => {
-                sample.is_sound() && sample.all().iter().all(|x| x.is_finite())
-            }
-            (Current::Categories(categories), Current::Categories(_)) => categories.sample().is_sound(),
+            (Current::Numbers(sample), Current::Numbers(_)) => sample.is_sound() && sample.all().all(|x| x.is_finite()),
+            (Current::Categories(categories), Current::Categories(_)) => categories.is_sound(),
             (Current::Sums(sums), Current::Sums(_)) => sums.is_sound(dimensions(ty)),
             _ => false,
         }

@@ -101,7 +101,7 @@ impl Method {
             ) => true,
             (Method::Psi | Method::Chi2 | Method::NewCategories, Content::Counts(_)) => true,
             (Method::Psi | Method::NewCategories, Content::Shares(_)) => true,
-            (Method::Centroid, Content::Mean(..)) => true,
+            (Method::Centroid, Content::Mean(_)) => true,
             _ => false,
         }
     }

@@ -7,6 +7,7 @@
 
 use super::steps::{Bounds, Step, Steps};
 use bincode::{Decode, Encode};
+use std::collections::VecDeque;
 
 /// What is drawn at a level is kept up to this number.
 const KEPT_UP_TO: [u64; 256] = {
@@ -18,6 +19,8 @@ const KEPT_UP_TO: [u64; 256] = {
     }
     thresholds
 };
+/// At most such a part of what a sample may hold waits to go.
+const SLACK_PART: u64 = 16;
 /// So many levels halve what is kept.
 const LEVELS_OF_A_HALF: u8 = 5;
 
@@ -34,15 +37,25 @@ pub struct Arrival {
     pub step: i64,
     /// Uniform over all numbers.
     pub draw: u64,
+    /// How many values too many may wait before they go. Samples that are fed together should not all shrink at once.
+    pub slack: u64,
+}
+
+impl Arrival {
+    /// The same arrival as one of many samples sees it: with a draw and a slack of its own.
+    pub fn seen_by(self, sample: usize, bounds: Bounds) -> Self {
+        let own = (sample as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        Arrival { draw: self.draw ^ own, slack: (own >> 32) % (bounds.values_max / SLACK_PART + 1), ..self }
+    }
 }
 
 /// A bounded sample of values by arrival.
 #[derive(Debug, Clone, PartialEq, Encode, Decode)]
 pub struct Sample<V: 'static> {
     /// What is kept, in the order of arrival.
-    values: Vec<V>,
+    values: VecDeque<V>,
     /// For each value the highest level at which it is kept.
-    levels: Vec<u8>,
+    levels: VecDeque<u8>,
     steps: Steps<Kept>,
     level: u8,
 }
@@ -58,19 +71,27 @@ struct Kept {
 
 impl<V> Default for Sample<V> {
     fn default() -> Self {
-        Sample { values: Vec::new(), levels: Vec::new(), steps: Steps::default(), level: 0 }
+        Sample { values: VecDeque::new(), levels: VecDeque::new(), steps: Steps::default(), level: 0 }
     }
 }
 
 impl<V> Sample<V> {
     /// Takes in an arrival without a value.
-    pub fn take_absent(&mut self, arrival: Arrival, bounds: Bounds) {
-        self.reach(arrival.step, bounds).absent += 1;
+    pub fn take_absent(&mut self, arrival: Arrival, bounds: Bounds, leave: impl FnMut(V)) {
+        self.reach(arrival.step, bounds, leave).absent += 1;
     }
 
     /// Takes in an arrival with a value, which is only asked for when it is kept. True: it was.
-    pub fn take(&mut self, arrival: Arrival, bounds: Bounds, value: impl FnOnce() -> Option<V>) -> bool {
-        let step = self.reach(arrival.step, bounds);
+    ///
+    /// `leave` is told of values that are forgotten.
+    pub fn take(
+        &mut self,
+        arrival: Arrival,
+        bounds: Bounds,
+        value: impl FnOnce() -> Option<V>,
+        mut leave: impl FnMut(V),
+    ) -> bool {
+        let step = self.reach(arrival.step, bounds, &mut leave);
         step.present += 1;
         if arrival.draw > KEPT_UP_TO[usize::from(self.level)] {
             return false;
@@ -80,31 +101,33 @@ impl<V> Sample<V> {
         let values_max = usize::try_from(bounds.values_max).unwrap_or(usize::MAX);
         if self.values.len() == self.values.capacity() {
             // The bound is known: doubling would take up to twice of it.
-            let more =
-                (self.values.len() / 2).max(64).min(values_max.saturating_add(1) - self.values.len().min(values_max));
+            let held_max = values_max.saturating_add(values_max / SLACK_PART as usize + 1);
+            let more = (self.values.len() / 2).max(64).min(held_max.saturating_sub(self.values.len()).max(1));
             self.values.reserve_exact(more);
             self.levels.reserve_exact(more);
         }
-        self.values.push(value);
-        self.levels.push(level_of(arrival.draw));
-        self.shrink_to(values_max);
+        self.values.push_back(value);
+        self.levels.push_back(level_of(arrival.draw));
+        if (self.values.len() as u64).saturating_sub(arrival.slack) > bounds.values_max {
+            self.shrink_to(values_max, leave);
+        }
         true
     }
 
     /// The part of an arrival. Beginning it forgets what is too old then.
     #[inline]
-    fn reach(&mut self, number: i64, bounds: Bounds) -> &mut Step<Kept> {
+    fn reach(&mut self, number: i64, bounds: Bounds, leave: impl FnMut(V)) -> &mut Step<Kept> {
         if self.steps.is_new(number) {
-            self.begin(number, bounds);
+            self.begin(number, bounds, leave);
         }
         self.steps.newest().expect("a step was begun")
     }
 
     #[cold]
-    fn begin(&mut self, number: i64, bounds: Bounds) {
+    fn begin(&mut self, number: i64, bounds: Bounds, leave: impl FnMut(V)) {
         let mut forgotten = 0;
         self.steps.begin(number, Kept { level: self.level, values: 0 }, |kept| forgotten += kept.values as usize);
-        self.values.drain(..forgotten.min(self.values.len()));
+        self.values.drain(..forgotten.min(self.values.len())).for_each(leave);
         self.levels.drain(..forgotten.min(self.levels.len()));
         // A burst is forgotten: what comes now may be kept more often again.
         if (self.values.len() as u64) < bounds.values_max / 2 {
@@ -115,14 +138,14 @@ impl<V> Sample<V> {
         }
     }
 
-    fn shrink_to(&mut self, values_max: usize) {
+    fn shrink_to(&mut self, values_max: usize, mut leave: impl FnMut(V)) {
         while self.values.len() > values_max {
             if self.level < u8::MAX {
-                self.rise();
+                self.rise(&mut leave);
                 continue;
             }
-            self.values.pop();
-            self.levels.pop();
+            self.values.pop_back().into_iter().for_each(&mut leave);
+            self.levels.pop_back();
             if let Some(step) = self.steps.iter_mut().filter(|step| step.rest.values > 0).last() {
                 step.rest.values -= 1;
             }
@@ -130,36 +153,37 @@ impl<V> Sample<V> {
     }
 
     /// One level up: an eighth of the numbers goes, and the values that drew them.
-    fn rise(&mut self) {
+    fn rise(&mut self, leave: impl FnMut(V)) {
         self.level += 1;
+        let (values, levels) = (self.values.make_contiguous(), self.levels.make_contiguous());
         let (mut from, mut to) = (0, 0);
         for step in self.steps.iter_mut() {
             step.rest.level = step.rest.level.max(self.level);
             let end = from + step.rest.values as usize;
             let before = to;
             for i in from..end {
-                if self.levels[i] >= self.level {
-                    self.values.swap(to, i);
-                    self.levels.swap(to, i);
+                if levels[i] >= self.level {
+                    values.swap(to, i);
+                    levels.swap(to, i);
                     to += 1;
                 }
             }
             step.rest.values = (to - before) as u32;
             from = end;
         }
-        self.values.truncate(to);
+        self.values.drain(to..).for_each(leave);
         self.levels.truncate(to);
     }
 
     /// Takes on other bounds.
-    pub fn rebound(&mut self, old: Bounds, new: Bounds) {
+    pub fn rebound(&mut self, old: Bounds, new: Bounds, leave: impl FnMut(V)) {
         if old.age_ms_max != new.age_ms_max {
             self.steps.recut(old, new, |kept, more| {
                 kept.level = kept.level.max(more.level);
                 kept.values += more.values;
             });
         }
-        self.shrink_to(usize::try_from(new.values_max).unwrap_or(usize::MAX));
+        self.shrink_to(usize::try_from(new.values_max).unwrap_or(usize::MAX), leave);
         self.values.shrink_to_fit();
         self.levels.shrink_to_fit();
     }
@@ -169,13 +193,16 @@ impl<V> Sample<V> {
         let first = bounds.first_step(now_ms);
         let forgotten: usize = self.steps.iter().filter(|s| s.number < first).map(|s| s.rest.values as usize).sum();
         let level = self.steps.iter().filter(|s| s.number >= first).map(|s| s.rest.level).max().unwrap_or(0);
+        // What waits to go is not there any more.
+        let is_over = self.values.len() as u64 > bounds.values_max;
+        let level = if is_over { level.saturating_add(1) } else { level };
         let kept = self.values.iter().zip(&self.levels).skip(forgotten);
         kept.filter(move |(_, of_value)| **of_value >= level).map(|(value, _)| value)
     }
 
     /// Everything that is held, readable or not.
-    pub(crate) fn all(&self) -> &[V] {
-        &self.values
+    pub(crate) fn all(&self) -> impl Iterator<Item = &V> {
+        self.values.iter()
     }
 
     /// How many values came, sampled or not, and how many arrivals had none.
@@ -204,8 +231,8 @@ mod tests {
     const BOUNDS: Bounds = Bounds { values_max: 1_000, age_ms_max: 48_000 };
 
     fn take(sample: &mut Sample<f64>, n: u64, ms: i64, bounds: Bounds) {
-        let arrival = Arrival { step: bounds.step_of(ms), draw: xxh3_64(&n.to_le_bytes()) };
-        sample.take(arrival, bounds, || Some(n as f64));
+        let arrival = Arrival { step: bounds.step_of(ms), draw: xxh3_64(&n.to_le_bytes()), slack: 20 };
+        sample.take(arrival, bounds, || Some(n as f64), drop);
     }
 
     /// Feeds values 0, 1, 2.. at the given paces: so many a millisecond for so long.
@@ -269,14 +296,14 @@ mod tests {
     fn other_bounds_cut_it_without_favour() {
         let (mut sample, n, now_ms) = fed(&[(2, 40_000)]);
         let fewer = Bounds { values_max: 500, age_ms_max: 48_000 };
-        sample.rebound(BOUNDS, fewer);
+        sample.rebound(BOUNDS, fewer, drop);
         assert!(sample.is_sound() && sample.values(now_ms, fewer).count() <= 500);
         check_uniform(&sample, n, now_ms);
         let (before, _) = sample.arrivals(now_ms, fewer);
         for age_ms_max in [480_000, 12_000, 48_000] {
             let mut recut = sample.clone();
             let other = Bounds { values_max: 500, age_ms_max };
-            recut.rebound(fewer, other);
+            recut.rebound(fewer, other, drop);
             let (left, _) = recut.arrivals(now_ms, other);
             // What began just before the bound counts whole or not at all.
             let expected = before.min(2 * age_ms_max as u64);
@@ -288,10 +315,10 @@ mod tests {
     fn arrivals_without_a_value_are_counted() {
         let mut sample = Sample::<f64>::default();
         for i in 0..10u64 {
-            let arrival = Arrival { step: 0, draw: i };
+            let arrival = Arrival { step: 0, draw: i, slack: 0 };
             match i % 5 {
-                0 => sample.take_absent(arrival, BOUNDS),
-                _ => assert!(sample.take(arrival, BOUNDS, || Some(1.0))),
+                0 => sample.take_absent(arrival, BOUNDS, drop),
+                _ => assert!(sample.take(arrival, BOUNDS, || Some(1.0), drop)),
             }
         }
         assert_eq!(sample.arrivals(0, BOUNDS), (8, 2));

@@ -53,6 +53,18 @@ pub fn mean_and_deviation(values: &[f64]) -> Option<MeanAndDeviation> {
     Some(MeanAndDeviation { mean: back(mean), deviation: back(deviation) })
 }
 
+/// Fourth moment over the square of the variance: 3 of a normal distribution. Of a constant, 0.
+pub fn kurtosis(values: &[f64], MeanAndDeviation { mean, deviation }: MeanAndDeviation) -> f64 {
+    if deviation == 0.0 {
+        return 0.0;
+    }
+    let fourth = |x: &f64| {
+        let square = (x - mean) / deviation * ((x - mean) / deviation);
+        square * square
+    };
+    sum(values.iter().map(fourth)) / values.len() as f64
+}
+
 /// A sum that keeps what additions round away. Source: Neumaier (1974).
 fn sum(values: impl Iterator<Item = f64>) -> f64 {
     let (mut sum, mut lost) = (0.0, 0.0);

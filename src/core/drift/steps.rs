@@ -92,6 +92,19 @@ impl<S> Steps<S> {
         self.0.iter_mut()
     }
 
+    /// Counts an arrival, for who counts nothing else.
+    pub(crate) fn count(&mut self, number: i64)
+    where
+        S: Default,
+    {
+        if self.is_new(number) {
+            self.begin(number, S::default(), drop);
+        }
+        if let Some(step) = self.newest() {
+            step.present += 1;
+        }
+    }
+
     /// How many values came since a part, and how many arrivals had none.
     pub(crate) fn arrivals_since(&self, first: i64) -> (u64, u64) {
         let left = self.0.iter().filter(|step| step.number >= first);
@@ -117,6 +130,10 @@ impl<S> Steps<S> {
     pub(crate) fn are_in_order(&self) -> bool {
         self.0.iter().zip(self.0.iter().skip(1)).all(|(a, b)| a.number < b.number)
             && self.0.iter().all(|step| step.present.saturating_add(step.absent) < 1 << 56)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     pub(crate) fn heap_bytes(&self) -> usize {

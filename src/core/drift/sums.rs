@@ -4,11 +4,39 @@ use super::sample::Arrival;
 use super::steps::{Bounds, Steps};
 use bincode::{Decode, Encode};
 
+/// The mean of vectors.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+pub struct MeanVector {
+    /// The mean of each component.
+    pub mean: Vec<f64>,
+    /// Mean square of the distances of the vectors from it.
+    pub spread: f64,
+    /// How many vectors, at least 1.
+    pub n: u64,
+}
+
+impl MeanVector {
+    /// The mean of `n` vectors whose components have these sums, and the squares of all components this one.
+    pub fn of_sums(mut sums: Vec<f64>, squares: f64, n: u64) -> Self {
+        sums.iter_mut().for_each(|sum| *sum /= n as f64);
+        let spread = squares / n as f64 - sums.iter().map(|x| x * x).sum::<f64>();
+        // What is left of rounding is no spread.
+        let spread = if spread * n as f64 <= squares * 1e-12 { 0.0 } else { spread };
+        MeanVector { mean: sums, spread, n }
+    }
+}
+
 /// Sums of vectors by part of the while. Without components it counts arrivals alone.
 #[derive(Debug, Clone, Default, PartialEq, Encode, Decode)]
 pub struct Sums {
     dimensions: u32,
-    steps: Steps<Vec<f64>>,
+    steps: Steps<Sum>,
+}
+
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+struct Sum {
+    components: Vec<f64>,
+    squares: f64,
 }
 
 impl Sums {
@@ -30,31 +58,39 @@ impl Sums {
         self.reach(arrival);
         if let Some(step) = self.steps.newest() {
             step.present += 1;
-            step.rest.iter_mut().zip(components).for_each(|(sum, x)| *sum += f64::from(x));
+            let Sum { components: sums, squares } = &mut step.rest;
+            for (sum, x) in sums.iter_mut().zip(components.map(f64::from)) {
+                *sum += x;
+                *squares += x * x;
+            }
         }
     }
 
     fn reach(&mut self, arrival: Arrival) {
         if self.steps.is_new(arrival.step) {
-            self.steps.begin(arrival.step, vec![0.0; self.dimensions as usize], drop);
+            let components = vec![0.0; self.dimensions as usize];
+            self.steps.begin(arrival.step, Sum { components, squares: 0.0 }, drop);
         }
     }
 
     /// Takes on other bounds.
     pub fn rebound(&mut self, old: Bounds, new: Bounds) {
-        self.steps.recut(old, new, |sums, more| sums.iter_mut().zip(more).for_each(|(sum, x)| *sum += x));
+        self.steps.recut(old, new, |sum, more| {
+            sum.components.iter_mut().zip(more.components).for_each(|(sum, x)| *sum += x);
+            sum.squares += more.squares;
+        });
     }
 
-    /// The mean vector at this moment; `None` where none came.
-    pub fn mean(&self, now_ms: i64, bounds: Bounds) -> Option<Vec<f64>> {
+    /// The mean vector at this moment; `None` where none came, or vectors have no components.
+    pub fn mean(&self, now_ms: i64, bounds: Bounds) -> Option<MeanVector> {
         let (present, _) = self.arrivals(now_ms, bounds);
         let first = bounds.first_step(now_ms);
-        let mut mean = vec![0.0; self.dimensions as usize];
+        let (mut sums, mut squares) = (vec![0.0; self.dimensions as usize], 0.0);
         for step in self.steps.iter().filter(|step| step.number >= first) {
-            mean.iter_mut().zip(&step.rest).for_each(|(sum, x)| *sum += x);
+            sums.iter_mut().zip(&step.rest.components).for_each(|(sum, x)| *sum += x);
+            squares += step.rest.squares;
         }
-        mean.iter_mut().for_each(|sum| *sum /= present as f64);
-        (present > 0).then_some(mean)
+        (present > 0 && self.dimensions > 0).then(|| MeanVector::of_sums(sums, squares, present))
     }
 
     /// How many vectors came, and how many arrivals had none.
@@ -66,12 +102,13 @@ impl Sums {
     pub fn is_sound(&self, dimensions: u32) -> bool {
         self.dimensions == dimensions
             && self.steps.are_in_order()
-            && self.steps.iter().all(|step| step.rest.len() == dimensions as usize)
+            && self.steps.iter().all(|step| step.rest.components.len() == dimensions as usize)
     }
 
     /// Bytes on the heap.
     pub fn heap_bytes(&self) -> usize {
-        self.steps.heap_bytes() + self.steps.iter().map(|step| step.rest.capacity() * size_of::<f64>()).sum::<usize>()
+        self.steps.heap_bytes()
+            + self.steps.iter().map(|step| step.rest.components.capacity() * size_of::<f64>()).sum::<usize>()
     }
 }
 
@@ -83,15 +120,16 @@ mod tests {
     fn the_mean_is_that_of_what_is_left() {
         let bounds = Bounds { values_max: 100, age_ms_max: 480 };
         let mut sums = Sums::new(2);
-        let at = |ms| Arrival { step: bounds.step_of(ms), draw: 0 };
+        let at = |ms| Arrival { step: bounds.step_of(ms), draw: 0, slack: 0 };
         sums.take(at(0), [1.0, 2.0].into_iter());
         sums.take(at(100), [3.0, 6.0].into_iter());
         sums.take_absent(at(100));
-        assert_eq!((sums.mean(100, bounds), sums.arrivals(100, bounds)), (Some(vec![2.0, 4.0]), (2, 1)));
-        assert_eq!(sums.mean(480, bounds), Some(vec![3.0, 6.0]));
-        assert_eq!(sums.mean(600, bounds), None);
+        let both = MeanVector { mean: vec![2.0, 4.0], spread: 5.0, n: 2 };
+        assert_eq!((sums.mean(100, bounds).as_ref(), sums.arrivals(100, bounds)), (Some(&both), (2, 1)));
+        let last = MeanVector { mean: vec![3.0, 6.0], spread: 0.0, n: 1 };
+        assert_eq!((sums.mean(480, bounds), sums.mean(600, bounds)), (Some(last), None));
         let longer = Bounds { values_max: 100, age_ms_max: 48_000 };
         sums.rebound(bounds, longer);
-        assert_eq!((sums.mean(600, longer), sums.is_sound(2)), (Some(vec![2.0, 4.0]), true));
+        assert_eq!((sums.mean(600, longer), sums.is_sound(2)), (Some(both), true));
     }
 }

@@ -3,12 +3,11 @@
 use super::baseline::Baseline;
 use super::current::{Current, Given, Observed};
 use super::sample::Arrival;
-use super::steps::Bounds;
+use super::steps::{Bounds, Steps};
 use crate::codec::CodecError;
 use crate::definition::{FeatureView, SampleOn};
 use crate::error::Result;
 use bincode::{Decode, Encode};
-use smallvec::SmallVec;
 use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -31,6 +30,7 @@ impl FedBy {
     pub fn of(view: &FeatureView, feature: usize) -> Self {
         let definition = &view.features()[feature];
         match view.sample.on {
+            _ if view.sample.rate == 0.0 => FedBy::Nobody,
             _ if definition.window.is_some() => FedBy::Serving,
             SampleOn::Publish => FedBy::Publishing,
             SampleOn::Serve if definition.input => FedBy::Nobody,
@@ -38,6 +38,9 @@ impl FedBy {
         }
     }
 }
+
+/// Arrivals by part of the while.
+type Arrivals = Steps<()>;
 
 /// What comes from one side.
 #[derive(Debug, Clone, Copy, PartialEq, Encode, Decode)]
@@ -51,7 +54,7 @@ impl Side {
     fn next(&mut self, now_ms: i64) -> Arrival {
         self.arrivals += 1;
         let draw = xxh3_64_with_seed(&self.arrivals.to_le_bytes(), 0);
-        Arrival { step: self.bounds.step_of(now_ms), draw }
+        Arrival { step: self.bounds.step_of(now_ms), draw, slack: 0 }
     }
 }
 
@@ -64,7 +67,18 @@ pub struct FeatureDrift {
     pub current: Current,
     /// The methods that alert, a bit each.
     pub alerts: u16,
+    /// Rises when the baseline or the window is another: what was found before is about something else.
+    pub generation: u32,
     fed_by: FedBy,
+    /// Updates that came before its window began, where some did: the window knows nothing of them.
+    before: Option<Arrivals>,
+}
+
+impl FeatureDrift {
+    /// What feeds its current window.
+    pub fn fed_by(&self) -> FedBy {
+        self.fed_by
+    }
 }
 
 /// The state of a version of a view. Features stand in the schema's order.
@@ -72,6 +86,11 @@ pub struct FeatureDrift {
 pub struct ViewDrift {
     published: Side,
     served: Side,
+    /// Updates that carry features which rows hold. A feature that one does not carry is absent from it: only those
+    /// that it carries are touched.
+    updates: Arrivals,
+    /// Updates that carry inputs.
+    events: Arrivals,
     features: Vec<FeatureDrift>,
 }
 
@@ -90,7 +109,8 @@ impl ViewDrift {
     /// All copies begin with the same bounds; the primary tells others when the first update comes.
     pub fn new(view: &FeatureView) -> Self {
         let side = Side { bounds: Bounds::default(), arrivals: 0 };
-        let mut drift = ViewDrift { published: side, served: side, features: Vec::new() };
+        let (updates, events) = Default::default();
+        let mut drift = ViewDrift { published: side, served: side, updates, events, features: Vec::new() };
         drift.follow(view);
         drift
     }
@@ -99,16 +119,20 @@ impl ViewDrift {
     pub fn follow(&mut self, view: &FeatureView) {
         for (i, definition) in view.features().iter().enumerate() {
             let fed_by = FedBy::of(view, i);
-            match self.features.get_mut(i) {
-                None => {
-                    let current = Current::of(definition.ty);
-                    self.features.push(FeatureDrift { baseline: None, current, alerts: 0, fed_by });
-                }
-                Some(feature) if feature.fed_by != fed_by => {
-                    feature.current = Current::of(definition.ty);
-                    feature.fed_by = fed_by;
-                }
-                Some(_) => {}
+            if i == self.features.len() {
+                let current = Current::of(definition.ty);
+                self.features.push(FeatureDrift {
+                    baseline: None,
+                    current,
+                    alerts: 0,
+                    generation: 0,
+                    fed_by,
+                    before: None,
+                });
+                self.clear_current(view, i);
+            } else if self.features[i].fed_by != fed_by {
+                self.features[i].fed_by = fed_by;
+                self.clear_current(view, i);
             }
         }
     }
@@ -125,23 +149,19 @@ impl ViewDrift {
         let arrival = self.published.next(now_ms);
         let bounds = self.published.bounds;
         let (mut has_inputs, mut has_stored) = (false, false);
-        // A bit for each feature that the update tells.
-        let mut told: SmallVec<[u64; 4]> = SmallVec::from_elem(0, self.features.len().div_ceil(64));
         for (i, field) in fields {
             let is_input = view.features()[i].input;
             (has_inputs, has_stored) = (has_inputs || is_input, has_stored || !is_input);
-            told[i / 64] |= 1 << (i % 64);
             let feature = &mut self.features[i];
-            if feature.fed_by == FedBy::Publishing {
-                feature.current.take(arrival, bounds, field.map_or(Given::Absent, Given::Field));
+            if let (FedBy::Publishing, Some(field)) = (feature.fed_by, field) {
+                feature.current.take(arrival.seen_by(i, bounds), bounds, Given::Field(field));
             }
         }
-        for (i, (feature, definition)) in self.features.iter_mut().zip(view.features()).enumerate() {
-            let is_concerned = if definition.input { has_inputs } else { has_stored };
-            let is_told = told[i / 64] >> (i % 64) & 1 == 1;
-            if !is_told && is_concerned && feature.fed_by == FedBy::Publishing {
-                feature.current.take(arrival, bounds, Given::Absent);
-            }
+        if has_stored {
+            self.updates.count(arrival.step);
+        }
+        if has_inputs {
+            self.events.count(arrival.step);
         }
     }
 
@@ -151,10 +171,10 @@ impl ViewDrift {
     }
 
     /// Takes in what a reader was given for a feature.
-    pub fn serve(&mut self, feature: usize, arrival: Arrival, given: Given<'_>) {
+    pub fn serve(&mut self, place: usize, arrival: Arrival, given: Given<'_>) {
         let bounds = self.served.bounds;
-        if let Some(feature) = self.features.get_mut(feature).filter(|f| f.fed_by == FedBy::Serving) {
-            feature.current.take(arrival, bounds, given);
+        if let Some(feature) = self.features.get_mut(place).filter(|f| f.fed_by == FedBy::Serving) {
+            feature.current.take(arrival.seen_by(place, bounds), bounds, given);
         }
     }
 
@@ -181,6 +201,10 @@ impl ViewDrift {
     /// Other bounds for what updates feed.
     pub fn rebound_published(&mut self, bounds: Bounds) {
         let old = std::mem::replace(&mut self.published.bounds, bounds);
+        let before = self.features.iter_mut().filter_map(|feature| feature.before.as_mut());
+        for arrivals in before.chain([&mut self.updates, &mut self.events]) {
+            arrivals.recut(old, bounds, |(), ()| ());
+        }
         self.rebound(FedBy::Publishing, old, bounds);
     }
 
@@ -210,14 +234,21 @@ impl ViewDrift {
         &self.features
     }
 
-    /// What came lately for a feature.
-    pub fn observe(&self, feature: usize, now_ms: i64) -> Option<Observed> {
-        let feature = self.features.get(feature)?;
-        let bounds = match feature.fed_by {
-            FedBy::Serving => self.served.bounds,
-            FedBy::Publishing | FedBy::Nobody => self.published.bounds,
-        };
-        Some(feature.current.observe(now_ms, bounds))
+    /// What came lately for a feature of a view.
+    pub fn observe(&self, view: &FeatureView, feature: usize, now_ms: i64) -> Option<Observed> {
+        let (state, definition) = (self.features.get(feature)?, view.features().get(feature)?);
+        if state.fed_by == FedBy::Serving {
+            return Some(state.current.observe(now_ms, self.served.bounds));
+        }
+        let bounds = self.published.bounds;
+        let mut observed = state.current.observe(now_ms, bounds);
+        if state.fed_by == FedBy::Publishing {
+            let all = if definition.input { &self.events } else { &self.updates };
+            let count = |arrivals: &Arrivals| arrivals.arrivals_since(bounds.first_step(now_ms)).0;
+            let came = count(all).saturating_sub(state.before.as_ref().map_or(0, count));
+            observed.absent = came.saturating_sub(observed.present);
+        }
+        Some(observed)
     }
 
     /// What a feature is compared with: what FS.BASELINE set, or what the definition expects.
@@ -230,22 +261,39 @@ impl ViewDrift {
         expected.map(|e| Baseline::of_expected(&view.name, definition, e).map(Arc::new)).transpose()
     }
 
-    /// Forgets what came lately for a feature.
-    pub fn clear_current(&mut self, view: &FeatureView, feature: usize) {
+    /// Sets or forgets what FS.BASELINE said.
+    pub fn set_baseline(&mut self, feature: usize, baseline: Option<Arc<Baseline>>) {
         if let Some(state) = self.features.get_mut(feature) {
-            state.current = Current::of(view.features()[feature].ty);
+            state.baseline = baseline;
+            state.generation = state.generation.wrapping_add(1);
         }
     }
 
-    /// Takes over what another node has, but for what it served itself: that is each node's own.
-    pub fn keep_own_serving(&mut self, own: Option<&ViewDrift>, view: &FeatureView) {
-        for (i, feature) in self.features.iter_mut().enumerate().filter(|(_, f)| f.fed_by == FedBy::Serving) {
-            let of_own = own
-                .and_then(|own| own.features.get(i))
-                .filter(|own| own.fed_by == FedBy::Serving && own.current.is_sound(view.features()[i].ty));
-            feature.current = of_own.map_or_else(|| Current::of(view.features()[i].ty), |own| own.current.clone());
+    /// Forgets what came lately for a feature.
+    pub fn clear_current(&mut self, view: &FeatureView, feature: usize) {
+        let (Some(state), Some(definition)) = (self.features.get_mut(feature), view.features().get(feature)) else {
+            return;
+        };
+        state.current = Current::of(definition.ty);
+        state.generation = state.generation.wrapping_add(1);
+        let came = if definition.input { &self.events } else { &self.updates };
+        state.before = (state.fed_by == FedBy::Publishing && !came.is_empty()).then(|| came.clone());
+    }
+
+    /// Takes over what another node has, but for what was served: that is each node's own, where it has that feature.
+    pub fn keep_own_serving(&mut self, view: &FeatureView, own: Option<(&ViewDrift, &FeatureView)>) {
+        for (state, definition) in self.features.iter_mut().zip(view.features()) {
+            if state.fed_by != FedBy::Serving {
+                continue;
+            }
+            let of_own = own.and_then(|(own, own_view)| {
+                let place = own_view.position(definition.name.as_bytes(), 0)?;
+                let is_same = own_view.features()[place].ty == definition.ty;
+                own.features.get(place).filter(|own| is_same && own.fed_by == FedBy::Serving)
+            });
+            state.current = of_own.map_or_else(|| Current::of(definition.ty), |own| own.current.clone());
         }
-        if let Some(own) = own {
+        if let Some((own, _)) = own {
             self.served = own.served;
         }
     }
@@ -256,10 +304,13 @@ impl ViewDrift {
             |b: Bounds| (8..=1 << 32).contains(&b.values_max) && (48..=1 << 48).contains(&b.age_ms_max);
         let is_sound = bounds_are_sound(self.published.bounds)
             && bounds_are_sound(self.served.bounds)
+            && self.updates.are_in_order()
+            && self.events.are_in_order()
             && self.features.len() == view.features().len()
             && self.features.iter().zip(view.features()).enumerate().all(|(i, (state, definition))| {
                 state.current.is_sound(definition.ty)
                     && state.fed_by == FedBy::of(view, i)
+                    && state.before.as_ref().is_none_or(Arrivals::are_in_order)
                     && state.baseline.as_ref().is_none_or(|baseline| baseline.is_sound(definition.ty))
             });
         match is_sound {
@@ -286,6 +337,7 @@ mod tests {
     use crate::arguments::Arguments;
     use crate::codec::{decode_plain, encode_plain};
     use crate::drift::current::ObservedValues;
+    use crate::drift::sums::MeanVector;
     use crate::schema_syntax::parse_registration;
     use crate::value::Value;
 
@@ -297,8 +349,8 @@ mod tests {
         parse_registration(b"v", &mut Arguments::new(&items)).expect("a definition")
     }
 
-    fn counts(drift: &ViewDrift) -> Vec<(u64, u64)> {
-        (0..6).filter_map(|i| drift.observe(i, 0)).map(|o| (o.present, o.absent)).collect()
+    fn counts(view: &FeatureView, drift: &ViewDrift) -> Vec<(u64, u64)> {
+        (0..6).filter_map(|i| drift.observe(view, i, 0)).map(|o| (o.present, o.absent)).collect()
     }
 
     #[test]
@@ -307,13 +359,13 @@ mod tests {
         let mut drift = ViewDrift::new(&view);
         drift.publish(&view, [(0, Some(&b"5"[..])), (1, None)].into_iter(), 0);
         drift.publish(&view, [(4, Some(&b"1.5"[..]))].into_iter(), 0);
-        assert_eq!(counts(&drift), [(1, 0), (0, 1), (0, 1), (0, 1), (1, 0), (0, 0)]);
+        assert_eq!(counts(&view, &drift), [(1, 0), (0, 1), (0, 1), (0, 1), (1, 0), (0, 0)]);
         let arrival = drift.next_served(0);
         drift.serve(5, arrival, Given::Served(&Value::Int(7)));
         drift.serve(0, arrival, Given::Served(&Value::Int(7)));
-        assert_eq!(counts(&drift)[5], (1, 0));
-        assert_eq!(counts(&drift)[0], (1, 0));
-        assert_eq!(drift.observe(5, 0).expect("a feature").values, ObservedValues::Numbers(vec![7.0]));
+        assert_eq!(counts(&view, &drift)[5], (1, 0));
+        assert_eq!(counts(&view, &drift)[0], (1, 0));
+        assert_eq!(drift.observe(&view, 5, 0).expect("a feature").values, ObservedValues::Numbers(vec![7.0]));
     }
 
     #[test]
@@ -324,8 +376,10 @@ mod tests {
         let arrival = drift.next_served(0);
         drift.serve(0, arrival, Given::Absent);
         drift.serve(2, arrival, Given::Served(&Value::Vector(vec![1.0, 2.0])));
-        assert_eq!(counts(&drift), [(0, 1), (0, 0), (1, 0), (0, 0), (0, 0), (0, 0)]);
-        assert_eq!(drift.observe(2, 0).expect("a feature").values, ObservedValues::Mean(Some(vec![1.0, 2.0])));
+        assert_eq!(counts(&view, &drift), [(0, 1), (0, 0), (1, 0), (0, 0), (0, 0), (0, 0)]);
+        let mean = MeanVector { mean: vec![1.0, 2.0], spread: 0.0, n: 1 };
+        let observed = drift.observe(&view, 2, 0).expect("a feature");
+        assert_eq!(observed.values, ObservedValues::Mean(Some(mean)));
     }
 
     #[test]
@@ -336,7 +390,10 @@ mod tests {
         let arrival = drift.next_served(0);
         drift.serve(5, arrival, Given::Served(&Value::Int(1)));
         drift.follow(&after);
-        assert_eq!((counts(&drift)[0], counts(&drift)[5]), ((0, 0), (1, 0)));
+        assert_eq!((counts(&after, &drift)[0], counts(&after, &drift)[5]), ((0, 0), (1, 0)));
+        drift.follow(&before);
+        drift.publish(&before, [(1, Some(&b"x"[..]))].into_iter(), 0);
+        assert_eq!(counts(&before, &drift)[..2], [(0, 1), (1, 0)]);
     }
 
     #[test]
@@ -367,7 +424,7 @@ mod tests {
                 if read.check(&view).is_ok() {
                     // Whatever passes must not panic when it is used.
                     read.publish(&view, [(0, Some(&b"5"[..])), (1, Some(&b"x"[..]))].into_iter(), 60_000);
-                    (0..6).for_each(|f| drop(read.observe(f, 60_000)));
+                    (0..6).for_each(|f| drop(read.observe(&view, f, 60_000)));
                     read.rebound_published(Bounds { values_max: 10, age_ms_max: 480 });
                 }
             }
