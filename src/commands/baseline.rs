@@ -1,7 +1,6 @@
 //! FS.BASELINE.
 
 use super::{version_before_feature, FIRST, VERSION, VIEW};
-use crate::server::alerts;
 use crate::server::command::{Argument, Call, Command, Keys, Spec};
 use crate::server::config;
 use crate::server::effects::Effects;
@@ -96,9 +95,6 @@ impl Command for Baseline {
         };
         let definition = &prepared.view;
         let mut effects = Effects::new(context);
-        if change == DriftChange::ClearCurrent {
-            alerts::end_all(context, &prepared, feature, &mut effects);
-        }
         let feature_name = &definition.features()[feature].name;
         let effect = DriftEffect { version: definition.version, feature: feature_name, change: change.clone() };
         effects.push(&prepared.log.stream_key, &Effect::Drift(effect));

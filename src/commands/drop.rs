@@ -59,8 +59,7 @@ impl Command for Drop {
         let registered = STATE.borrow(context).versions_of(&definition.name);
         for prepared in registered {
             if version.is_none_or(|version| version == prepared.view.version) {
-                let features = 0..prepared.view.features().len();
-                features.for_each(|feature| alerts::end_all(context, &prepared, feature, &mut effects));
+                alerts::end_all(context, &prepared, &mut effects);
             }
         }
         effects.replicate();

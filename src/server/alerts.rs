@@ -1,7 +1,7 @@
 //! Alerts: the stream and the channel that tell when drift starts and ends.
 
 use crate::server::api::{Context, LogLevel, Replication, ServerString};
-use crate::server::drift::{self, Found};
+use crate::server::drift::Found;
 use crate::server::effects::{append_entry, Effects};
 use crate::server::events::quietly;
 use crate::server::key::{Key, Mode, Precision};
@@ -37,7 +37,7 @@ impl Levels {
 pub(crate) fn update(context: Context<'_>, found: &Found, levels: Levels, effects: &mut Effects<'_>) -> u64 {
     // What became another meanwhile is the next check's.
     let Some(prepared) = found.target.prepared(context) else { return 0 };
-    if drift::generation(context, &found.target) != Some(found.generation) {
+    if prepared.samples.identity(context, found.target.feature) != found.identity {
         return 0;
     }
     let feature = found.target.feature;
@@ -51,10 +51,8 @@ pub(crate) fn update(context: Context<'_>, found: &Found, levels: Levels, effect
         let was_alert = alerts & method.bit() != 0;
         // What is not tested any more has no alert.
         let finding = found.findings.iter().find(|f| fed_by != FedBy::Nobody && f.method == method);
-        // No update came for the whole while. What was served is each node's own: here it may just have begun.
-        let is_over = |finding: &Finding| finding.current_n == 0 && fed_by == FedBy::Publishing;
         let is_alert = finding.is_some_and(|finding| match was_alert {
-            true => finding.keeps_alert(levels.significance) && !is_over(finding),
+            true => finding.keeps_alert(levels.significance),
             false => finding.starts_alert(levels.significance, levels.chance_max),
         });
         if is_alert != was_alert {
@@ -65,11 +63,13 @@ pub(crate) fn update(context: Context<'_>, found: &Found, levels: Levels, effect
     started
 }
 
-/// Ends all alerts of a feature whose window or view is about to go.
-pub(crate) fn end_all(context: Context<'_>, prepared: &PreparedView, feature: usize, effects: &mut Effects<'_>) {
-    let alerts = prepared.samples.drift(context).feature(feature).map_or(0, |f| f.alerts);
-    for method in Method::ALL.into_iter().filter(|method| alerts & method.bit() != 0) {
-        tell(context, prepared, feature, method, false, None, effects);
+/// Ends all alerts of a version that is about to be dropped.
+pub(crate) fn end_all(context: Context<'_>, prepared: &PreparedView, effects: &mut Effects<'_>) {
+    let alerts: Vec<u16> = prepared.samples.drift(context).features().iter().map(|f| f.alerts).collect();
+    for (feature, bits) in alerts.into_iter().enumerate().filter(|(_, bits)| *bits != 0) {
+        for method in Method::ALL.into_iter().filter(|method| bits & method.bit() != 0) {
+            tell(context, prepared, feature, method, false, None, effects);
+        }
     }
 }
 

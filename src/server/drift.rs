@@ -40,27 +40,26 @@ pub(crate) struct Target {
     pub(crate) view: Arc<FeatureView>,
     /// The feature's index.
     pub(crate) feature: usize,
-    /// Which drift state of the view.
-    state: u64,
 }
 
 impl Target {
     pub(crate) fn new(prepared: &PreparedView, feature: usize) -> Self {
-        Target { view: Arc::clone(&prepared.view), feature, state: prepared.samples.number }
+        Target { view: Arc::clone(&prepared.view), feature }
     }
 
-    /// The view that it is about, if that was not dropped meanwhile. Alterations leave the feature where it is.
+    /// The view that it is about now, if that has such a feature in the same place.
     pub(crate) fn prepared(&self, context: Context<'_>) -> Option<Rc<PreparedView>> {
         let prepared = STATE.borrow(context).prepared_version(&self.view.name, self.view.version)?;
-        (prepared.samples.number == self.state).then_some(prepared)
+        let (now, then) = (prepared.view.features().get(self.feature)?, &self.view.features()[self.feature]);
+        (now.name == then.name && now.ty == then.ty).then_some(prepared)
     }
 }
 
 /// A target with what was found.
 pub(crate) struct Found {
     pub(crate) target: Target,
-    /// Of which baseline and window.
-    pub(crate) generation: u32,
+    /// Of which baseline and window, see [`Samples::identity`](crate::server::samples::Samples::identity).
+    pub(crate) identity: Option<(u64, u32)>,
     pub(crate) findings: Vec<Finding>,
 }
 
@@ -83,6 +82,8 @@ struct Job {
     found: VecDeque<Found>,
     /// A test ended in a panic.
     has_failed: bool,
+    /// Something that was to be tested is not there any more.
+    is_gone: bool,
 }
 
 /// A check whose findings are being told.
@@ -116,7 +117,7 @@ pub(crate) struct DriftWork {
 struct Request {
     job: u64,
     target: Target,
-    generation: u32,
+    identity: Option<(u64, u32)>,
     baseline: Arc<Baseline>,
     observed: Observed,
     tests: Vec<Test>,
@@ -125,7 +126,7 @@ struct Request {
 struct Response {
     job: u64,
     target: Target,
-    generation: u32,
+    identity: Option<(u64, u32)>,
     /// `None`: the test panicked.
     findings: Option<Vec<Finding>>,
 }
@@ -140,9 +141,9 @@ lazy_static! {
         let (requests, incoming) = channel::<Request>();
         let (outgoing, responses) = channel();
         let work = move || {
-            for Request { job, target, generation, baseline, observed, tests } in incoming {
+            for Request { job, target, identity, baseline, observed, tests } in incoming {
                 let findings = catch_unwind(AssertUnwindSafe(|| findings(&baseline, observed, &tests))).ok();
-                if outgoing.send(Response { job, target, generation, findings }).is_err() {
+                if outgoing.send(Response { job, target, identity, findings }).is_err() {
                     break;
                 }
             }
@@ -156,7 +157,16 @@ impl DriftWork {
     fn push(&mut self, purpose: Purpose, targets: VecDeque<Target>, tests: Vec<Test>) {
         self.last_number += 1;
         let (number, found) = (self.last_number, VecDeque::new());
-        self.jobs.push_back(Job { number, purpose, targets, tests, in_flight: 0, found, has_failed: false });
+        self.jobs.push_back(Job {
+            number,
+            purpose,
+            targets,
+            tests,
+            in_flight: 0,
+            found,
+            has_failed: false,
+            is_gone: false,
+        });
     }
 
     /// The next target. Its job comes last from now on, so that all move on.
@@ -226,6 +236,7 @@ fn submit_next(context: Context<'_>) -> bool {
     let next = STATE.borrow_mut(context).background.drift.next_target();
     let Some((job, target, tests)) = next else { return false };
     let request = copy_out(context, job, &target, &tests);
+    let is_gone = target.prepared(context).is_none();
     let mut state = STATE.borrow_mut(context);
     let Some(job) = state.background.drift.job(job) else { return true };
     match request {
@@ -237,47 +248,40 @@ fn submit_next(context: Context<'_>) -> bool {
         // Alerts of what cannot be tested any more are to end.
         None if matches!(job.purpose, Purpose::Check) => {
             drop(state);
-            let generation = generation(context, &target).unwrap_or_default();
-            let found = Found { target, generation, findings: Vec::new() };
+            let identity = target.prepared(context).and_then(|p| p.samples.identity(context, target.feature));
+            let found = Found { target, identity, findings: Vec::new() };
             if let Some(job) = STATE.borrow_mut(context).background.drift.jobs.back_mut() {
                 job.found.push_back(found);
             }
         }
-        None => {}
+        None => job.is_gone |= is_gone,
     }
     true
-}
-
-/// The generation of a target's baseline and window; `None`: it is gone.
-pub(crate) fn generation(context: Context<'_>, target: &Target) -> Option<u32> {
-    let prepared = target.prepared(context)?;
-    let drift = prepared.samples.drift(context);
-    drift.feature(target.feature).map(|state| state.generation)
 }
 
 /// `None`: the feature is gone, or has nothing to be compared with by these methods any more.
 fn copy_out(context: Context<'_>, job: u64, target: &Target, tests: &[Test]) -> Option<Request> {
     let prepared = target.prepared(context)?;
     let drift = prepared.samples.drift(context);
-    let generation = drift.feature(target.feature)?.generation;
+    let identity = prepared.samples.identity(context, target.feature);
     let baseline = drift.baseline(&prepared.view, target.feature).ok()??;
     let tests = fitting(&baseline, tests);
     let observed = drift.observe(&prepared.view, target.feature, context.now_ms())?;
     let target = target.clone();
-    (!tests.is_empty()).then_some(Request { job, target, generation, baseline, observed, tests })
+    (!tests.is_empty()).then_some(Request { job, target, identity, baseline, observed, tests })
 }
 
 /// Takes what the thread has found.
 fn collect(context: Context<'_>) {
     let Ok(responses) = THREAD.responses.lock() else { return };
-    while let Ok(Response { job, target, generation, mut findings }) = responses.try_recv() {
+    while let Ok(Response { job, target, identity, mut findings }) = responses.try_recv() {
         findings.iter_mut().flatten().for_each(|finding| find_names(context, &target, finding));
         let mut state = STATE.borrow_mut(context);
         // Jobs whose caller has left are gone.
         let Some(job) = state.background.drift.job(job) else { continue };
         job.in_flight -= 1;
         match findings {
-            Some(findings) => job.found.push_back(Found { target, generation, findings }),
+            Some(findings) => job.found.push_back(Found { target, identity, findings }),
             None => job.has_failed = true,
         }
     }
@@ -300,6 +304,10 @@ fn finish_next(context: Context<'_>) -> bool {
     match job.purpose {
         // It is told of an internal error when it is let go.
         Purpose::Call { .. } if job.has_failed => {}
+        Purpose::Call { caller, .. } if job.is_gone || job.found.is_empty() => caller.reply(|context| {
+            let why = "what was to be tested was dropped or cleared meanwhile";
+            context.reply_error(&Error::new(Code::NoView, why));
+        }),
         Purpose::Call { caller, protocol } => caller.reply(|context| reply(context, protocol, &job.found)),
         Purpose::Check => {
             let outcomes = || job.found.iter().flat_map(|f| &f.findings).map(|finding| finding.outcome);
@@ -315,10 +323,6 @@ fn finish_next(context: Context<'_>) -> bool {
 }
 
 fn reply(context: Context<'_>, protocol: Protocol, found: &VecDeque<Found>) {
-    if found.is_empty() {
-        context.reply_error(&Error::new(Code::NoView, "what was to be tested was dropped or cleared meanwhile"));
-        return;
-    }
     context.reply_array(found.iter().map(|f| f.findings.len()).sum());
     for Found { target, findings, .. } in found {
         let feature = &target.view.features()[target.feature].name;

@@ -21,7 +21,7 @@ pub(crate) struct Samples {
     samples_publishing: bool,
     samples_serving: bool,
     /// Tells it from another state of the same name.
-    pub(crate) number: u64,
+    number: u64,
     /// Arrivals, for the draw of those that are offered. Each node draws for itself; who is drawn is replicated.
     offered: Cell<u64>,
 }
@@ -72,6 +72,11 @@ impl Samples {
             Some(own) => arrived.keep_own_serving(view, Some((&own.samples.drift.borrow(), &own.view))),
             None => arrived.keep_own_serving(view, None),
         }
+    }
+
+    /// Tells a feature's baseline and window from others that stand in their place later. `None`: there is no such feature.
+    pub(crate) fn identity(&self, context: Context<'_>, feature: usize) -> Option<(u64, u32)> {
+        self.drift(context).feature(feature).map(|state| (self.number, state.generation))
     }
 
     fn is_offered(&self) -> bool {
