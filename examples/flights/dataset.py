@@ -24,6 +24,7 @@ ENGINES = ("4 Cycle", "Reciprocating", "Turbo-fan", "Turbo-jet", "Turbo-prop", "
 WIND_MPH_MAX = 250
 FLIGHT_VIEWS = ("carrier_ops", "route_ops", "plane_ops")
 WINDOW_VIEW = "route_windows"
+MONTH_VIEW = "month"
 
 # The replay of the flights halts when every event up to such a moment (UTC) has been sent, and none after it:
 # the first week, storms, holidays, a moment on the border of all hops, and the end of the data.
@@ -79,6 +80,7 @@ class View:
 
     `schema`: feature to its type and options, as FS.REGISTER takes them.
     `windows`: the features that are computed over those of the schema.
+    `options`: words of FS.REGISTER that are about the whole view.
     `updates`: in order of arrival; the columns `entity_id`, `event_time_s` (unix seconds, 0 where
     the server's clock decides) and one for each feature, null where the update does not know it.
     """
@@ -89,6 +91,7 @@ class View:
     schema: dict[str, tuple]
     updates: pd.DataFrame
     windows: dict[str, Window] = field(default_factory=dict)
+    options: tuple = ()
 
     def key(self, entity_id: str) -> str:
         return f"fs:v1:{self.name}:{entity_id}"
@@ -102,7 +105,8 @@ class View:
         return int((self.updates["event_time_s"] <= moment.timestamp()).sum())
 
     def register(self) -> list:
-        words = ["FS.REGISTER", self.name, "ENTITY", self.entity, "DESCRIPTION", self.description, "SCHEMA"]
+        words = ["FS.REGISTER", self.name, "ENTITY", self.entity, "DESCRIPTION", self.description]
+        words += [*self.options, "SCHEMA"]
         for feature, spec in self.schema.items():
             words += [feature, *spec]
         for feature, window in self.windows.items():
@@ -275,6 +279,27 @@ def route_windows(name: str) -> View:
         windows[f"planes_{days}d"] = Window("INT", agg, days, hop_hours)
     description = "the last flights of a carrier on a route"
     return View(name, "route_carrier", description, schema, updates, windows)
+
+
+def months() -> dict[int, View]:
+    """The flights of each month of the file, without a log. A cancelled flight has no delay."""
+    flights = table("flights")
+    updates = pd.DataFrame(
+        {
+            "entity_id": flights["carrier"],
+            "event_time_s": 0,
+            "dep_delay_min": flights["dep_delay"],
+            "distance_mi": flights["distance"],
+            "carrier": flights["carrier"],
+        }
+    )
+    schema = {"dep_delay_min": ("FLOAT",), "distance_mi": ("INT", "MIN", 1), "carrier": one_of(CARRIERS)}
+    return {
+        int(month): View(
+            MONTH_VIEW, "carrier", "flights of a month", schema, of_month, options=("LOG", "OFF")
+        )
+        for month, of_month in updates.groupby(flights["month"])
+    }
 
 
 def departures() -> pd.DataFrame:

