@@ -36,9 +36,9 @@ impl Command for Alter {
         ],
         reply: "`OK`.",
         notes: "A window that is added begins with what the states keep of its input already, if anything, and counts \
-                from then on. `TTL NONE` takes the TTL away. A new TTL rules reads at once; the expiry of a row's key follows with the \
-                row's next update. Everything else (types, names, ranges, an order) is a new version: `FS.REGISTER view \
-                VERSION n`. Without `VERSION` the newest version is changed.",
+                from then on. `TTL NONE` takes the TTL away. A new TTL rules reads at once; the expiry of a row's key \
+                follows with the row's next update. Everything else (types, names, ranges, an order) is a new version: \
+                `FS.REGISTER view VERSION n`. Without `VERSION` the newest version is changed.",
     };
 
     fn run(call: &Call<'_>) -> Result<()> {

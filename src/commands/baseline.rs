@@ -52,24 +52,23 @@ impl Command for Baseline {
                         c"categories",
                         &[
                             Argument::integer(c"count"),
-                            Argument::block(
-                                c"category",
-                                &[Argument::text(c"value"), Argument::integer(c"times")],
-                            )
-                            .multiple(),
+                            Argument::block(c"category", &[Argument::text(c"value"), Argument::integer(c"times")])
+                                .multiple(),
                             MISSING,
                         ],
                     )
                     .after(c"CATEGORIES"),
                     Argument::word(c"FREEZE"),
-                    Argument::one_of(c"what", &[Argument::word(c"BASELINE"), Argument::word(c"CURRENT")]).after(c"CLEAR"),
+                    Argument::one_of(c"what", &[Argument::word(c"BASELINE"), Argument::word(c"CURRENT")])
+                        .after(c"CLEAR"),
                 ],
             ),
         ],
         reply: "`OK`.",
-        notes: "`STATS` gives figures from training, `SAMPLES` values, `CATEGORIES` how often each value came; `FREEZE` takes the \
-                current window, `CLEAR` forgets the baseline or the current window. Which form fits which type, and what each \
-                is compared by: [DRIFT.md](DRIFT.md). Without `VERSION` the newest version is meant.",
+        notes: "`STATS` gives figures from training, `SAMPLES` values, `CATEGORIES` how often each value came; \
+                `FREEZE` takes the current window, `CLEAR` forgets the baseline or the current window. Which form fits \
+                which type, and what each is compared by: [DRIFT.md](DRIFT.md). Without `VERSION` the newest version \
+                is meant.",
     };
 
     fn run(call: &Call<'_>) -> Result<()> {

@@ -26,14 +26,16 @@ impl Command for Describe {
         arity: -2,
         keys: Keys::None,
         arguments: &[VIEW, VERSION, Argument::word(c"JSON").optional()],
-        reply: "A map: `view`, `version`, `entity`, `ttl_ms` (nil: none), `log`, `maxlen`, `consumer`, `extra`, `dedup_ms` (nil: \
-                event ids are not remembered), `sample_rate`, `sample_on` (`publish` or `serve`), `storage`, `description`, and `schema`, an array of maps: `name`, `type`, `default`, `ttl_ms`, `min`, `max`, \
-                `values`, `input`, `agg` (the words after AGG; nil: a plain feature), `window_ms`, `hop_ms`, \
-                `state_bytes_max` (bound of the state of one entity that answers the window; windows that share state name \
-                the same one; without the bytes of STRING and LIST values themselves), `baseline` (nil: none; else a map: `form`, `n`, `missing`, and of `STATS` \
-                `mean`, `stddev`, `min`, `max`), `description`, `columns` (of a tensor; nil: it has no number). With `JSON`, a document \
-                that `FS.REGISTER view JSON` takes back unchanged; its member `tensor` tells offset and width of each \
-                feature in a tensor of all that have numbers.",
+        reply: "A map: `view`, `version`, `entity`, `ttl_ms` (nil: none), `log`, `maxlen`, `consumer`, `extra`, \
+                `dedup_ms` (nil: event ids are not remembered), `sample_rate`, `sample_on` (`publish` or `serve`), \
+                `storage`, `description`, and `schema`, an array of maps: `name`, `type`, `default`, `ttl_ms`, `min`, \
+                `max`, `values`, `input`, `agg` (the words after AGG; nil: a plain feature), `window_ms`, `hop_ms`, \
+                `state_bytes_max` (bound of the state of one entity that answers the window; windows that share state \
+                name the same one; without the bytes of STRING and LIST values themselves), `baseline` (nil: none; \
+                else a map: `form`, `n`, `missing`, and of `STATS` `mean`, `stddev`, `min`, `max`), `description`, \
+                `columns` (of a tensor; nil: it has no number). With `JSON`, a document that `FS.REGISTER view JSON` \
+                takes back unchanged; its member `tensor` tells offset and width of each feature in a tensor of all \
+                that have numbers.",
         notes: "Without `VERSION` the newest version is told.",
     };
 

@@ -33,14 +33,15 @@ impl Command for Drift {
             .optional()
             .multiple(),
         ],
-        reply: "An array of maps, one a feature and method, in the schema's order: `feature`, `method`, `baseline`, `current` (what \
-                the method looks at on both sides), `statistic`, `p_value` (nil: the method has none), `effect` (what is \
-                compared with the threshold), `threshold`, `alert` (a boolean), `baseline_n`, `current_n` (how many \
-                values), `status` (`OK`, `ALERT`, or `INSUFFICIENT`: fewer than 100 values on a side).",
-        notes: "Methods: `MEAN`, `STDDEV`, `KS`, `PSI`, `WASSERSTEIN`, `JS`, `CHI2`, `MISSING`, `NEW_CATEGORIES`, `CENTROID`. \
-                Without `METHOD` all are used that fit a feature's baseline. [DRIFT.md](DRIFT.md) tells their formulas and \
-                thresholds. The caller waits, the server does not; not inside MULTI or a script. Without `VERSION` the \
-                newest version is tested.",
+        reply: "An array of maps, one a feature and method, in the schema's order: `feature`, `method`, `baseline`, \
+                `current` (what the method looks at on both sides), `statistic`, `p_value` (nil: the method has none), \
+                `effect` (what is compared with the threshold), `threshold`, `alert` (a boolean), `baseline_n`, \
+                `current_n` (how many values), `status` (`OK`, `ALERT`, or `INSUFFICIENT`: fewer than 100 values on a \
+                side).",
+        notes: "Methods: `MEAN`, `STDDEV`, `KS`, `PSI`, `WASSERSTEIN`, `JS`, `CHI2`, `MISSING`, `NEW_CATEGORIES`, \
+                `CENTROID`. Without `METHOD` all are used that fit a feature's baseline. [DRIFT.md](DRIFT.md) tells \
+                their formulas and thresholds. The caller waits, the server does not; not inside MULTI or a script. \
+                Without `VERSION` the newest version is tested.",
     };
 
     fn run(call: &Call<'_>) -> Result<()> {

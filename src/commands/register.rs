@@ -99,23 +99,23 @@ impl Command for Register {
             ),
         ],
         reply: "`OK`. The same definition again is `OK` and changes nothing.",
-        notes: "Types: `INT`, `FLOAT`, `BOOL`, `STRING`, `TIMESTAMP` (unix milliseconds), `VECTOR n` (n float32), `LIST` \
-                (a JSON array). Aliases: `numeric` (FLOAT), `categorical` (STRING), `embedding` (VECTOR, its size from the \
-                default if none is given), `list`. `SCHEMA` stands once and ends the options; all features follow it. \
-                `AGG` makes a feature a window over events: `COUNT [input]`, `SUM`, `MEAN`, `MIN`, `MAX`, `VAR_POP`, `VAR_SAMP`, \
-                `STDDEV_POP`, `STDDEV_SAMP`, `FIRST`, `LAST`, `APPROX_COUNT_DISTINCT`, `HISTOGRAM` (each with an input), \
-                `DECAYED_SUM half-life input`, `LAST_K k input`, `TOP_K k input`, `APPROX_PERCENTILE q input`, and `MEAN \
-                vector-input [WEIGHT input]`. `WINDOW` is its length, `HOP` the step in which it moves (by default the \
-                largest of 1s 5s 10s 30s 1m 5m 10m 30m 1h 3h 6h 12h 1d that divides the length and is at most a 48th of it). \
-                [WINDOWS.md](WINDOWS.md) tells their rules. `INPUT` marks what events carry for windows alone. `DEDUP` \
-                makes entities remember event ids for that long. `SAMPLE` says which share of the values, and of which, drift is \
-                found in: [DRIFT.md](DRIFT.md).\n\n\
-                Durations are `1500ms`, `90s`, `5m`, `12h`, `7d`, or a bare number of seconds.\n\n\
-                Defaults: version 1, no TTL, `LOG ON`, `MAXLEN 10000`, `CONSUMER ON`, `EXTRA REFUSE`, `SAMPLE 1 \
-                ON PUBLISH`.\n\n\
-                Errors: `VIEWEXISTS` when that version is registered with another definition, `BUSY` while `FS.DROP DATA` \
-                still deletes what an earlier view of that name stored. Refused when the AOF is on with \
-                `aof-use-rdb-preamble no`: a rewrite of such a file would lose all definitions.",
+        notes: "Types: `INT`, `FLOAT`, `BOOL`, `STRING`, `TIMESTAMP` (unix milliseconds), `VECTOR n` (n float32), \
+                `LIST` (a JSON array). Aliases: `numeric` (FLOAT), `categorical` (STRING), `embedding` (VECTOR, its \
+                size from the default if none is given), `list`. `SCHEMA` stands once and ends the options; all \
+                features follow it. `AGG` makes a feature a window over events: `COUNT [input]`, `SUM`, `MEAN`, `MIN`, \
+                `MAX`, `VAR_POP`, `VAR_SAMP`, `STDDEV_POP`, `STDDEV_SAMP`, `FIRST`, `LAST`, `APPROX_COUNT_DISTINCT`, \
+                `HISTOGRAM` (each with an input), `DECAYED_SUM half-life input`, `LAST_K k input`, `TOP_K k input`, \
+                `APPROX_PERCENTILE q input`, and `MEAN vector-input [WEIGHT input]`. `WINDOW` is its length, `HOP` the \
+                step in which it moves (by default the largest of 1s 5s 10s 30s 1m 5m 10m 30m 1h 3h 6h 12h 1d that \
+                divides the length and is at most a 48th of it). [WINDOWS.md](WINDOWS.md) tells their rules. `INPUT` \
+                marks what events carry for windows alone. `DEDUP` makes entities remember event ids for that long. \
+                `SAMPLE` says which share of the values, and of which, drift is found in: \
+                [DRIFT.md](DRIFT.md).\n\nDurations are `1500ms`, `90s`, `5m`, `12h`, `7d`, or a bare number of \
+                seconds.\n\nDefaults: version 1, no TTL, `LOG ON`, `MAXLEN 10000`, `CONSUMER ON`, `EXTRA REFUSE`, \
+                `SAMPLE 1 ON PUBLISH`.\n\nErrors: `VIEWEXISTS` when that version is registered with another \
+                definition, `BUSY` while `FS.DROP DATA` still deletes what an earlier view of that name stored. \
+                Refused when the AOF is on with `aof-use-rdb-preamble no`: a rewrite of such a file would lose all \
+                definitions.",
     };
 
     fn run(call: &Call<'_>) -> Result<()> {

@@ -144,7 +144,8 @@ fn row_deleted(context: Context<'_>, key: &[u8]) {
     }
 }
 
-/// Where the consumer stood, and which rows older entries must not bring back, was about a stream that is not there now.
+/// Where the consumer stood, and which rows older entries must not bring back, was about a stream that is not there
+/// now.
 fn forget_stream(context: Context<'_>, view: &str) {
     if let Ok(view) = STATE.borrow_mut(context).registry.view_mut(view.as_bytes()) {
         view.cursor = None;

@@ -34,7 +34,8 @@ pub(crate) struct Log {
     pub(crate) swept: Cell<Option<(Shape, StreamId)>>,
     /// The periodic look at the stream is due.
     pub(crate) sweep_is_due: Cell<bool>,
-    /// There was no stream, and entries came since: all of it is ours to read, whatever is removed before the next look.
+    /// There was no stream, and entries came since: all of it is ours to read, whatever is removed before the next
+    /// look.
     pub(crate) begins_empty: Cell<bool>,
     /// What was removed from the log before the next look is not lost: until now nobody was to consume it.
     pub(crate) begins_anew: Cell<bool>,
@@ -46,7 +47,8 @@ pub(crate) struct Log {
     pub(crate) pending: Cell<u64>,
     /// Batches read from the stream, in order: with the decoder, or back and decoded.
     pub(crate) in_flight: RefCell<VecDeque<Job>>,
-    /// Moves on when what was read ahead is dropped: batches of an earlier epoch that come back are no longer waited for.
+    /// Moves on when what was read ahead is dropped: batches of an earlier epoch that come back are no longer waited
+    /// for.
     pub(crate) epoch: Cell<u64>,
     /// Figures since the start.
     pub(crate) counters: LogCounters,

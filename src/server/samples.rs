@@ -74,7 +74,8 @@ impl Samples {
         }
     }
 
-    /// Tells a feature's baseline and window from others that stand in their place later. `None`: there is no such feature.
+    /// Tells a feature's baseline and window from others that stand in their place later. `None`: there is no such
+    /// feature.
     pub(crate) fn identity(&self, context: Context<'_>, feature: usize) -> Option<(u64, u32)> {
         self.drift(context).feature(feature).map(|state| (self.number, state.generation))
     }

@@ -1,7 +1,7 @@
 //! What chance alone does: a distance between two samples is never nothing, and between small ones it is large.
 //!
-//! Of methods that have no p-value of their own: about how often chance alone goes as far. `n`: how many values there are now, `m`:
-//! in the baseline; `None` where it gives figures that are taken as exact.
+//! Of methods that have no p-value of their own: about how often chance alone goes as far. `n`: how many values there
+//! are now, `m`: in the baseline; `None` where it gives figures that are taken as exact.
 
 use super::statistics::{chi_squared, kurtosis, MeanAndDeviation};
 use libm::{erfc, fmax, sqrt};

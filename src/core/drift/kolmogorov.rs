@@ -8,8 +8,8 @@ const MATRIX_N_MAX: u32 = 140;
 
 /// Probability that the two-sided Kolmogorov-Smirnov statistic of `n` observations is greater than `d`.
 ///
-/// `n` >= 1, `d` in [0, 1]. Returns a probability in [0, 1], to 1e-6 relative where it is above 1e-12. Source: the choice
-/// of methods follows Simard and L'Ecuyer, Computing the two-sided Kolmogorov-Smirnov distribution (2011).
+/// `n` >= 1, `d` in [0, 1]. Returns a probability in [0, 1], to 1e-6 relative where it is above 1e-12. Source: the
+/// choice of methods follows Simard and L'Ecuyer, Computing the two-sided Kolmogorov-Smirnov distribution (2011).
 pub fn survival(n: u32, d: f64) -> f64 {
     let (count, squared) = (f64::from(n), f64::from(n) * d * d);
     if count * d <= 0.5 {

@@ -1,7 +1,7 @@
 //! Drift: how far the values of now lie from those that a model was trained on.
 //!
-//! [`view::ViewDrift`] holds the state of a view: for each feature a [`current`] window and a [`baseline`].
-//! [`compare`] holds them against each other by a [`method`], which gives a [`finding`]; [`statistics`] has the tests and
+//! [`view::ViewDrift`] holds the state of a view: for each feature a [`current`] window and a [`baseline`]. [`compare`]
+//! holds them against each other by a [`method`], which gives a [`finding`]; [`statistics`] has the tests and
 //! distances, each as its textbook and SciPy have it.
 
 pub mod baseline;

@@ -1,9 +1,9 @@
 //! The values of a while, sampled: at most so many, none older than so long, each arrival as likely as any other.
 //!
-//! Every arrival draws a number; the share of numbers that is kept falls in levels, each seven eighths of the one before.
-//! When there are too many values the level rises and takes some along. Each part of the while remembers the highest
-//! level that it saw, and what is read is what would be kept under the highest of all parts that are left. So the sample
-//! stays uniform when a burst comes and when it is forgotten again.
+//! Every arrival draws a number; the share of numbers that is kept falls in levels, each seven eighths of the one
+//! before. When there are too many values the level rises and takes some along. Each part of the while remembers the
+//! highest level that it saw, and what is read is what would be kept under the highest of all parts that are left. So
+//! the sample stays uniform when a burst comes and when it is forgotten again.
 
 use super::steps::{Bounds, Step, Steps};
 use bincode::{Decode, Encode};

@@ -151,8 +151,8 @@ fn shares(weights: &[f64]) -> impl Iterator<Item = f64> + '_ {
 
 /// Population stability index between two histograms.
 ///
-/// `expected`, `actual`: counts or shares in the same B >= 1 bins, neither all 0. Returns PSI >= 0 (nats). Shares below 1e-6 count as
-/// that, so the result is finite. Source: Siddiqi, Credit Risk Scorecards (2006).
+/// `expected`, `actual`: counts or shares in the same B >= 1 bins, neither all 0. Returns PSI >= 0 (nats). Shares below
+/// 1e-6 count as that, so the result is finite. Source: Siddiqi, Credit Risk Scorecards (2006).
 pub fn population_stability(expected: &[f64], actual: &[f64]) -> f64 {
     let floor = |share: f64| share.max(PSI_EPSILON);
     shares(expected).zip(shares(actual)).map(|(e, a)| (floor(a) - floor(e)) * log(floor(a) / floor(e))).sum()
