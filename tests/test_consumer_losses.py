@@ -151,6 +151,46 @@ def test_what_a_new_log_loses_before_the_first_look_is_counted(store, before, af
     assert (told["consumed"], told["lost_entries"]) == (earlier + left, 1_000 - left)
 
 
+@pytest.mark.parametrize("after", [[], [("XGROUP", "CREATE", LOG, "theirs", 0)]], ids=["alone", "with a group"])
+@pytest.mark.parametrize("before", [[], [("FLUSHALL",)], [("DEL", LOG)]], ids=["new", "flushed", "deleted"])
+def test_what_a_log_loses_that_a_publish_began_is_counted(store, before, after):
+    client = store.client()
+    with client.pipeline(transaction=True) as pipeline:
+        for command in before:
+            pipeline.execute_command(*command)
+        pipeline.execute_command("FS.PUBLISH", "fs:v1:profile:u1", "AT", EPOCH_S * 1000, "n", 1)
+        for i in range(1_000):
+            add(pipeline, "u2", {"n": i}, EPOCH_S)
+        for command in after:
+            pipeline.execute_command(*command)
+        pipeline.xtrim(LOG, maxlen=250, approximate=False)
+        pipeline.execute()
+    await_drained(client)
+    assert (figures(client)["consumed"], figures(client)["lost_entries"]) == (250, 750)
+
+
+@pytest.mark.parametrize("destroys", [False, True], ids=["before a look", "without its group"])
+def test_what_goes_with_its_log_before_the_consumer_stands_anywhere_is_lost(store, destroys):
+    client = store.client()
+    client.execute_command("FS.CONSUMER", "STOP", "profile")
+    if destroys:
+        add_many(client, 990)
+        await_until(lambda: client.xinfo_groups(LOG), what="the group of the consumer")
+    with client.pipeline(transaction=True) as pipeline:
+        if destroys:
+            pipeline.xgroup_destroy(LOG, GROUP)
+        else:
+            for i in range(990):
+                add(pipeline, "u1", {"n": i}, EPOCH_S)
+        pipeline.delete(LOG)
+        pipeline.execute()
+    await_until(lambda: figures(client)["lost_entries"] >= 990, what="the count of what was lost")
+    add_many(client, 10)
+    client.execute_command("FS.CONSUMER", "START", "profile")
+    await_drained(client)
+    assert (figures(client)["consumed"], figures(client)["lost_entries"]) == (10, 990)
+
+
 @pytest.mark.parametrize("left", [250, 0])
 def test_what_a_stream_lost_before_it_became_the_log_is_not_counted(store, left):
     client = store.client()

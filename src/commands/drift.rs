@@ -7,6 +7,7 @@ use crate::server::drift::{self, Target};
 use feature_store_core::drift::method::fitting;
 use feature_store_core::drift::request::DriftRequest;
 use feature_store_core::{Error, Result};
+use std::sync::Arc;
 
 /// Compares current values with baselines.
 pub(super) struct Drift;
@@ -85,7 +86,7 @@ impl Command for Drift {
             };
             return Err(Error::syntax(format!("{what} {why}")));
         }
-        drift::call(context, targets, request.tests);
+        drift::call(context, Arc::clone(definition), targets, request.tests);
         Ok(())
     }
 }

@@ -174,6 +174,13 @@ pub(crate) fn against(context: Context<'_>, versions: Arc<Vec<Arc<FeatureView>>>
     Against { versions, now_ms: context.now_ms(), clock_skew_ms_max: config::CLOCK_SKEW_MS_MAX.get() }
 }
 
+/// Is the entry that was just added the first that the stream ever had?
+pub(crate) fn is_first_entry(context: Context<'_>, log: &Log) -> bool {
+    // The facts cost more than the length, which rules out nearly all.
+    Key::open(context, &log.stream_key, Mode::Read).length() == 1
+        && streams::facts(context, &log.stream_key).is_some_and(|facts| facts.entries_added == 1)
+}
+
 /// Counts entries that went before they were consumed, and says so.
 pub(crate) fn count_lost(context: Context<'_>, log: &Log, lost: u64) {
     if lost > 0 {
@@ -199,6 +206,7 @@ fn locate(context: Context<'_>, log: &Log) -> Option<Cursor> {
     }
     log.position.set(None);
     log.pending.set(0);
+    log.waiting.set(0);
     let facts = streams::facts(context, &log.stream_key)?;
     let group = streams::group_cursor(context, &log.stream_key);
     log.flushed.set(group);

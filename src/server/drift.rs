@@ -65,7 +65,7 @@ pub(crate) struct Found {
 
 /// Whom the findings are for.
 enum Purpose {
-    Call { caller: BlockedCaller, protocol: Protocol },
+    Call { caller: BlockedCaller, protocol: Protocol, view: Arc<FeatureView> },
     Check,
 }
 
@@ -210,9 +210,9 @@ pub(crate) fn abandon(context: Context<'_>, id: CallerId) {
 }
 
 /// Tests for a caller, who waits.
-pub(crate) fn call(context: Context<'_>, targets: Vec<Target>, tests: Vec<Test>) {
+pub(crate) fn call(context: Context<'_>, view: Arc<FeatureView>, targets: Vec<Target>, tests: Vec<Test>) {
     let protocol = context.protocol();
-    let purpose = Purpose::Call { caller: BlockedCaller::of_one_who_may_leave(context), protocol };
+    let purpose = Purpose::Call { caller: BlockedCaller::of_one_who_may_leave(context), protocol, view };
     STATE.borrow_mut(context).background.drift.push(purpose, targets.into(), tests);
     wake(context);
 }
@@ -304,11 +304,13 @@ fn finish_next(context: Context<'_>) -> bool {
     match job.purpose {
         // It is told of an internal error when it is let go.
         Purpose::Call { .. } if job.has_failed => {}
-        Purpose::Call { caller, .. } if job.is_gone || job.found.is_empty() => caller.reply(|context| {
-            let why = "what was to be tested was dropped or cleared meanwhile";
-            context.reply_error(&Error::new(Code::NoView, why));
+        Purpose::Call { caller, view, .. } if job.is_gone || job.found.is_empty() => caller.reply(|context| {
+            let (code, what) =
+                if job.is_gone { (Code::NoView, "dropped") } else { (Code::Err, "left without baselines") };
+            let message = format!("view '{}' was {what} while it was tested", view.name);
+            context.reply_error(&Error::new(code, message));
         }),
-        Purpose::Call { caller, protocol } => caller.reply(|context| reply(context, protocol, &job.found)),
+        Purpose::Call { caller, protocol, .. } => caller.reply(|context| reply(context, protocol, &job.found)),
         Purpose::Check => {
             let outcomes = || job.found.iter().flat_map(|f| &f.findings).map(|finding| finding.outcome);
             let with_p = outcomes().flatten().filter(|outcome| outcome.p_value.is_some()).count();

@@ -164,7 +164,7 @@ fn execute_sample(context: Context<'_>, key: &RowKey<'_>, effect: &RowEffect<'_>
     let Ok(prepared) = STATE.borrow(context).view_of(key) else { return };
     let fields = effect.fields.iter().enumerate();
     let known = fields.filter_map(|(hint, f)| Some((prepared.view.position(f.name.as_bytes(), hint)?, f.field)));
-    prepared.samples.publish(&prepared.view, known, arrived_ms);
+    prepared.samples.publish(known, arrived_ms);
 }
 
 fn execute_row(context: Context<'_>, name: &ServerString, effect: &RowEffect<'_>) -> Result<(), String> {

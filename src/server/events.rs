@@ -5,8 +5,7 @@ use crate::server::background;
 use crate::server::command::guarded;
 use crate::server::consumer;
 use crate::server::effects::Effects;
-use crate::server::key::{Key, Mode};
-use crate::server::logs::{add, Log};
+use crate::server::logs::add;
 use crate::server::persistence::Served;
 use crate::server::state::STATE;
 use crate::server::streams;
@@ -63,8 +62,10 @@ fn log_changed(context: Context<'_>, view: &str, event: &CStr) {
             Some(_) => add(&log.pending, 1),
             None => {
                 // A look that was asked for and did not come yet says nothing of what is there: the stream does.
-                let begins_empty = log.begins_empty.get() || !log.needs_look.get() || is_first_ever(context, &log);
+                let is_first = || consumer::is_first_entry(context, &log);
+                let begins_empty = log.begins_empty.get() || !log.needs_look.get() || is_first();
                 log.begins_empty.set(begins_empty);
+                add(&log.waiting, u64::from(begins_empty));
                 log.needs_look.set(true);
             }
         },
@@ -72,9 +73,10 @@ fn log_changed(context: Context<'_>, view: &str, event: &CStr) {
         b"xdel" | b"xtrim" | b"xgroup-createconsumer" | b"xgroup-delconsumer" | b"xsetid" => {}
         // A group was made, moved or destroyed. The stream is the same, and began where it began.
         event if event.starts_with(b"xgroup-") => {
-            let begins_empty = log.begins_empty.get();
+            let (begins_empty, waiting) = (log.begins_empty.get(), log.waiting.get() + log.pending.get());
             log.forget_position();
             log.begins_empty.set(begins_empty);
+            log.waiting.set(waiting);
         }
         // The stream went elsewhere with its entries and groups.
         b"rename_from" | b"move_from" => {
@@ -84,7 +86,7 @@ fn log_changed(context: Context<'_>, view: &str, event: &CStr) {
         // The stream is gone with its entries, or another stands there: that is read from its start, unless it brings
         // a group.
         b"del" | b"expired" | b"evicted" | b"set" | b"rename_to" | b"restore" | b"copy_to" | b"move_to" => {
-            consumer::count_lost(context, &log, log.pending.get());
+            consumer::count_lost(context, &log, log.pending.get() + log.waiting.get());
             log.forget_position();
             forget_stream(context, view);
         }
@@ -94,13 +96,6 @@ fn log_changed(context: Context<'_>, view: &str, event: &CStr) {
     if log.has_work() && !context.flags().is_replica() {
         background::wake(context);
     }
-}
-
-/// Is the entry that was just added the first that the stream ever had?
-fn is_first_ever(context: Context<'_>, log: &Log) -> bool {
-    // The facts cost more than the length, which rules out nearly all.
-    Key::open(context, &log.stream_key, Mode::Read).length() == 1
-        && streams::facts(context, &log.stream_key).is_some_and(|facts| facts.entries_added == 1)
 }
 
 /// Somebody else changed a key that may be a row's or a window state's.

@@ -45,6 +45,9 @@ pub(crate) struct Log {
     pub(crate) flushed: Cell<Option<Cursor>>,
     /// At most this many entries lie ahead of `position`; exact when 0.
     pub(crate) pending: Cell<u64>,
+    /// Entries that wait although it is not known where the consumer stands: they came to an empty log, or it stood
+    /// before them until somebody touched the groups.
+    pub(crate) waiting: Cell<u64>,
     /// Batches read from the stream, in order: with the decoder, or back and decoded.
     pub(crate) in_flight: RefCell<VecDeque<Job>>,
     /// Moves on when what was read ahead is dropped: batches of an earlier epoch that come back are no longer waited
@@ -117,6 +120,7 @@ impl Log {
             position: Cell::new(None),
             flushed: Cell::new(None),
             pending: Cell::new(0),
+            waiting: Cell::new(0),
             in_flight: RefCell::new(VecDeque::new()),
             epoch: Cell::new(0),
             counters: LogCounters::default(),
@@ -150,6 +154,7 @@ impl Log {
     pub(crate) fn forget_position(&self) {
         self.position.set(None);
         self.pending.set(0);
+        self.waiting.set(0);
         self.begins_empty.set(false);
         self.swept.set(None);
         self.needs_look.set(true);

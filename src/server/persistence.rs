@@ -49,7 +49,7 @@ impl State {
                 let own = before.iter().find(|own| own.view.name == view && own.view.version == version);
                 Samples::keep_own_serving(&mut drift, &prepared.view, own.map(Rc::as_ref));
             }
-            prepared.samples.install(drift);
+            prepared.samples.install(&prepared.view, drift);
         }
     }
 }

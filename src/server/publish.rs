@@ -3,6 +3,7 @@
 use crate::server::api::{Context, LogLevel, ServerString};
 use crate::server::background;
 use crate::server::config;
+use crate::server::consumer;
 use crate::server::effects::{append_publish, Effects, PublishEntry};
 use crate::server::events::quietly;
 use crate::server::key::{Key, KeyType, Mode, Precision};
@@ -211,7 +212,7 @@ pub(crate) fn apply(
         if let Some(bounds) = prepared.samples.changed_bounds() {
             effects.push(&log.stream_key, &Effect::SampleBounds { version: view.version, bounds });
         }
-        prepared.samples.publish(view, update.changes().iter().map(|c| (c.feature, update.field(c))), now_ms);
+        prepared.samples.publish(update.changes().iter().map(|c| (c.feature, update.field(c))), now_ms);
         effect.sampled_after_ms = Some(now_ms.saturating_sub(event_time_ms));
     }
     let is_nothing = effect.log.is_none() && effect.row.is_none() && effect.windows.is_none();
@@ -228,7 +229,8 @@ pub(crate) fn apply(
 fn flush_if_due(context: Context<'_>, log: &Log, effects: &mut Effects<'_>) {
     let read = |cursor: Option<Cursor>| cursor.and_then(|c| c.entries_read).unwrap_or(0);
     let unflushed = read(log.position.get()).saturating_sub(read(log.flushed.get()));
-    if unflushed >= UNFLUSHED_ENTRIES_MAX.min(log.maxlen.get() / 2).max(1) {
+    // The first entry of all makes the group: whatever happens to the log before the next look, it tells where it began.
+    if unflushed >= UNFLUSHED_ENTRIES_MAX.min(log.maxlen.get() / 2).max(1) || log.flushed.get().is_none() {
         flush_cursor(context, log, LogEffect::default(), effects);
     }
 }
@@ -237,7 +239,12 @@ fn flush_if_due(context: Context<'_>, log: &Log, effects: &mut Effects<'_>) {
 fn after_append(context: Context<'_>, log: &Log, stream: &Key<'_>, appended: StreamId) -> Option<u64> {
     let mut unconsumed = 0;
     if log.consumes.get() {
-        let is_first = !log.needs_look.get() && stream.length() == 1;
+        let is_first = log.position.get().is_none()
+            && stream.length() == 1
+            && (!log.needs_look.get() || consumer::is_first_entry(context, log));
+        if is_first {
+            log.needs_look.set(false);
+        }
         let position = log.position.get().or(is_first.then(Cursor::before_all));
         let Some(mut position) = position else {
             // Nothing is trimmed before the stream was looked at, which comes next.

@@ -62,7 +62,8 @@ impl Samples {
     }
 
     /// Puts another state in place, for what was read from a file.
-    pub(crate) fn install(&self, drift: ViewDrift) {
+    pub(crate) fn install(&self, view: &FeatureView, mut drift: ViewDrift) {
+        drift.follow(view);
         *self.drift.borrow_mut() = drift;
     }
 
@@ -102,13 +103,8 @@ impl Samples {
     }
 
     /// Takes in an update.
-    pub(crate) fn publish<'u>(
-        &self,
-        view: &FeatureView,
-        fields: impl Iterator<Item = (usize, Option<&'u [u8]>)>,
-        now_ms: i64,
-    ) {
-        self.drift.borrow_mut().publish(view, fields, now_ms);
+    pub(crate) fn publish<'u>(&self, fields: impl Iterator<Item = (usize, Option<&'u [u8]>)>, now_ms: i64) {
+        self.drift.borrow_mut().publish(fields, now_ms);
     }
 
     /// Takes in a row that is given to a reader, where the view wants that.

@@ -105,6 +105,12 @@ impl CategorySample {
         names.work_off();
     }
 
+    /// Counts values that were not kept, and begins a part.
+    pub fn begin_step(&mut self, not_kept: u64, number: i64, bounds: Bounds) {
+        let names = &mut self.names;
+        self.sample.begin_step(not_kept, number, bounds, |id| names.leaving.push_back(id));
+    }
+
     /// Takes on other bounds.
     pub fn rebound(&mut self, old: Bounds, new: Bounds) {
         let names = &mut self.names;

@@ -93,6 +93,24 @@ impl Current {
         }
     }
 
+    /// Draws beyond this are only counted.
+    pub fn kept_up_to(&self) -> u64 {
+        match self {
+            Current::Numbers(sample) => sample.kept_up_to(),
+            Current::Categories(categories) => categories.sample().kept_up_to(),
+            Current::Sums(_) => u64::MAX,
+        }
+    }
+
+    /// Counts values that were not kept, and begins a part of the while.
+    pub fn begin_step(&mut self, not_kept: u64, number: i64, bounds: Bounds) {
+        match self {
+            Current::Numbers(sample) => sample.begin_step(not_kept, number, bounds, drop),
+            Current::Categories(categories) => categories.begin_step(not_kept, number, bounds),
+            Current::Sums(sums) => sums.begin_step(number),
+        }
+    }
+
     /// What there is at this moment.
     pub fn observe(&self, now_ms: i64, bounds: Bounds) -> Observed {
         let (values, (present, absent)) = match self {

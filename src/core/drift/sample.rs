@@ -44,9 +44,18 @@ pub struct Arrival {
 impl Arrival {
     /// The same arrival as one of many samples sees it: with a draw and a slack of its own.
     pub fn seen_by(self, sample: usize, bounds: Bounds) -> Self {
-        let own = (sample as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        Arrival { draw: self.draw ^ own, slack: (own >> 32) % (bounds.values_max / SLACK_PART + 1), ..self }
+        let slack = (own_number(sample) >> 32) % (bounds.values_max / SLACK_PART + 1);
+        Arrival { draw: self.draw_of(sample), slack, ..self }
     }
+
+    /// The draw of one of many samples.
+    pub fn draw_of(self, sample: usize) -> u64 {
+        self.draw ^ own_number(sample)
+    }
+}
+
+fn own_number(sample: usize) -> u64 {
+    (sample as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 /// A bounded sample of values by arrival.
@@ -76,6 +85,19 @@ impl<V> Default for Sample<V> {
 }
 
 impl<V> Sample<V> {
+    /// Draws beyond this are only counted.
+    pub fn kept_up_to(&self) -> u64 {
+        KEPT_UP_TO[usize::from(self.level)]
+    }
+
+    /// Counts values that were not kept, and begins a part.
+    pub fn begin_step(&mut self, not_kept: u64, number: i64, bounds: Bounds, leave: impl FnMut(V)) {
+        if let Some(step) = self.steps.newest() {
+            step.present += not_kept;
+        }
+        self.reach(number, bounds, leave);
+    }
+
     /// Takes in an arrival without a value.
     pub fn take_absent(&mut self, arrival: Arrival, bounds: Bounds, leave: impl FnMut(V)) {
         self.reach(arrival.step, bounds, leave).absent += 1;
@@ -93,7 +115,7 @@ impl<V> Sample<V> {
     ) -> bool {
         let step = self.reach(arrival.step, bounds, &mut leave);
         step.present += 1;
-        if arrival.draw > KEPT_UP_TO[usize::from(self.level)] {
+        if arrival.draw > self.kept_up_to() {
             return false;
         }
         let Some(value) = value() else { return false };

@@ -73,6 +73,11 @@ impl Sums {
         }
     }
 
+    /// Begins a part.
+    pub fn begin_step(&mut self, number: i64) {
+        self.reach(Arrival { step: number, draw: 0, slack: 0 });
+    }
+
     /// Takes on other bounds.
     pub fn rebound(&mut self, old: Bounds, new: Bounds) {
         self.steps.recut(old, new, |sum, more| {

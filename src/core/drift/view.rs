@@ -92,6 +92,24 @@ pub struct ViewDrift {
     /// Updates that carry inputs.
     events: Arrivals,
     features: Vec<FeatureDrift>,
+    /// What most updates touch of each feature, side by side: most values are counted and not kept.
+    counts: Vec<Count>,
+    /// The part of the while that is counted.
+    counted_step: i64,
+}
+
+/// Values of a feature that updates brought in a part of the while and that were not kept.
+#[derive(Debug, Clone, Copy, PartialEq, Encode, Decode)]
+struct Count {
+    /// Draws beyond this are not kept.
+    kept_up_to: u64,
+    not_kept: u64,
+    is_fed: bool,
+    is_input: bool,
+}
+
+impl Count {
+    const NOTHING: Count = Count { kept_up_to: u64::MAX, not_kept: 0, is_fed: false, is_input: false };
 }
 
 /// Is this one of the arrivals that are offered, when so large a share of them is? `number` counts them.
@@ -110,13 +128,22 @@ impl ViewDrift {
     pub fn new(view: &FeatureView) -> Self {
         let side = Side { bounds: Bounds::default(), arrivals: 0 };
         let (updates, events) = Default::default();
-        let mut drift = ViewDrift { published: side, served: side, updates, events, features: Vec::new() };
+        let mut drift = ViewDrift {
+            published: side,
+            served: side,
+            updates,
+            events,
+            features: Vec::new(),
+            counts: Vec::new(),
+            counted_step: i64::MIN,
+        };
         drift.follow(view);
         drift
     }
 
     /// Follows an alteration of the view.
     pub fn follow(&mut self, view: &FeatureView) {
+        self.counts.resize(view.features().len(), Count::NOTHING);
         for (i, definition) in view.features().iter().enumerate() {
             let fed_by = FedBy::of(view, i);
             if i == self.features.len() {
@@ -134,28 +161,35 @@ impl ViewDrift {
                 self.features[i].fed_by = fed_by;
                 self.clear_current(view, i);
             }
+            let count = &mut self.counts[i];
+            count.kept_up_to = self.features[i].current.kept_up_to();
+            (count.is_fed, count.is_input) = (fed_by == FedBy::Publishing, definition.input);
         }
     }
 
     /// Takes in an update: its features, each with the stored form of its value, or nothing where it is removed.
     ///
     /// Features that rows hold and inputs are counted apart: an update of only the ones says nothing of the others.
-    pub fn publish<'u>(
-        &mut self,
-        view: &FeatureView,
-        fields: impl Iterator<Item = (usize, Option<&'u [u8]>)>,
-        now_ms: i64,
-    ) {
-        let arrival = self.published.next(now_ms);
+    pub fn publish<'u>(&mut self, fields: impl Iterator<Item = (usize, Option<&'u [u8]>)>, now_ms: i64) {
+        let mut arrival = self.published.next(now_ms);
         let bounds = self.published.bounds;
+        if arrival.step > self.counted_step {
+            self.begin_step(arrival.step);
+        }
+        // A clock that goes back changes nothing.
+        arrival.step = self.counted_step;
         let (mut has_inputs, mut has_stored) = (false, false);
         for (i, field) in fields {
-            let is_input = view.features()[i].input;
-            (has_inputs, has_stored) = (has_inputs || is_input, has_stored || !is_input);
-            let feature = &mut self.features[i];
-            if let (FedBy::Publishing, Some(field)) = (feature.fed_by, field) {
-                feature.current.take(arrival.seen_by(i, bounds), bounds, Given::Field(field));
+            let count = &mut self.counts[i];
+            (has_inputs, has_stored) = (has_inputs || count.is_input, has_stored || !count.is_input);
+            let (true, Some(field)) = (count.is_fed, field) else { continue };
+            if arrival.draw_of(i) > count.kept_up_to {
+                count.not_kept += 1;
+                continue;
             }
+            let current = &mut self.features[i].current;
+            current.take(arrival.seen_by(i, bounds), bounds, Given::Field(field));
+            count.kept_up_to = current.kept_up_to();
         }
         if has_stored {
             self.updates.count(arrival.step);
@@ -163,6 +197,16 @@ impl ViewDrift {
         if has_inputs {
             self.events.count(arrival.step);
         }
+    }
+
+    /// Hands over what was counted, and begins a part of the while for all features that updates feed.
+    fn begin_step(&mut self, step: i64) {
+        let bounds = self.published.bounds;
+        for (feature, count) in self.features.iter_mut().zip(&mut self.counts).filter(|(_, count)| count.is_fed) {
+            feature.current.begin_step(std::mem::take(&mut count.not_kept), step, bounds);
+            count.kept_up_to = feature.current.kept_up_to();
+        }
+        self.counted_step = step;
     }
 
     /// Begins a row that is served; its values follow by [`ViewDrift::serve`].
@@ -200,6 +244,11 @@ impl ViewDrift {
 
     /// Other bounds for what updates feed.
     pub fn rebound_published(&mut self, bounds: Bounds) {
+        if self.counted_step > i64::MIN {
+            self.begin_step(self.counted_step);
+            // The next update begins a part by the new measure.
+            self.counted_step = i64::MIN;
+        }
         let old = std::mem::replace(&mut self.published.bounds, bounds);
         let before = self.features.iter_mut().filter_map(|feature| feature.before.as_mut());
         for arrivals in before.chain([&mut self.updates, &mut self.events]) {
@@ -246,6 +295,9 @@ impl ViewDrift {
             let all = if definition.input { &self.events } else { &self.updates };
             let count = |arrivals: &Arrivals| arrivals.arrivals_since(bounds.first_step(now_ms)).0;
             let came = count(all).saturating_sub(state.before.as_ref().map_or(0, count));
+            if self.counted_step >= bounds.first_step(now_ms) {
+                observed.present += self.counts[feature].not_kept;
+            }
             observed.absent = came.saturating_sub(observed.present);
         }
         Some(observed)
@@ -276,6 +328,8 @@ impl ViewDrift {
         };
         state.current = Current::of(definition.ty);
         state.generation = state.generation.wrapping_add(1);
+        let count = &mut self.counts[feature];
+        (count.not_kept, count.kept_up_to) = (0, state.current.kept_up_to());
         let came = if definition.input { &self.events } else { &self.updates };
         state.before = (state.fed_by == FedBy::Publishing && !came.is_empty()).then(|| came.clone());
     }
@@ -307,6 +361,8 @@ impl ViewDrift {
             && self.updates.are_in_order()
             && self.events.are_in_order()
             && self.features.len() == view.features().len()
+            && self.counts.len() == view.features().len()
+            && self.counts.iter().all(|count| count.not_kept < 1 << 56)
             && self.features.iter().zip(view.features()).enumerate().all(|(i, (state, definition))| {
                 state.current.is_sound(definition.ty)
                     && state.fed_by == FedBy::of(view, i)
@@ -357,8 +413,8 @@ mod tests {
     fn an_update_counts_for_the_features_that_it_could_have_carried() {
         let view = view("");
         let mut drift = ViewDrift::new(&view);
-        drift.publish(&view, [(0, Some(&b"5"[..])), (1, None)].into_iter(), 0);
-        drift.publish(&view, [(4, Some(&b"1.5"[..]))].into_iter(), 0);
+        drift.publish([(0, Some(&b"5"[..])), (1, None)].into_iter(), 0);
+        drift.publish([(4, Some(&b"1.5"[..]))].into_iter(), 0);
         assert_eq!(counts(&view, &drift), [(1, 0), (0, 1), (0, 1), (0, 1), (1, 0), (0, 0)]);
         let arrival = drift.next_served(0);
         drift.serve(5, arrival, Given::Served(&Value::Int(7)));
@@ -372,7 +428,7 @@ mod tests {
     fn a_view_that_samples_what_it_serves_takes_nothing_from_updates() {
         let view = view("SAMPLE 1 ON SERVE");
         let mut drift = ViewDrift::new(&view);
-        drift.publish(&view, [(0, Some(&b"5"[..])), (4, Some(&b"5"[..]))].into_iter(), 0);
+        drift.publish([(0, Some(&b"5"[..])), (4, Some(&b"5"[..]))].into_iter(), 0);
         let arrival = drift.next_served(0);
         drift.serve(0, arrival, Given::Absent);
         drift.serve(2, arrival, Given::Served(&Value::Vector(vec![1.0, 2.0])));
@@ -386,14 +442,47 @@ mod tests {
     fn an_alteration_empties_what_it_feeds_otherwise() {
         let (before, after) = (view(""), view("SAMPLE 1 ON SERVE"));
         let mut drift = ViewDrift::new(&before);
-        drift.publish(&before, [(0, Some(&b"5"[..]))].into_iter(), 0);
+        drift.publish([(0, Some(&b"5"[..]))].into_iter(), 0);
         let arrival = drift.next_served(0);
         drift.serve(5, arrival, Given::Served(&Value::Int(1)));
         drift.follow(&after);
         assert_eq!((counts(&after, &drift)[0], counts(&after, &drift)[5]), ((0, 0), (1, 0)));
         drift.follow(&before);
-        drift.publish(&before, [(1, Some(&b"x"[..]))].into_iter(), 0);
+        drift.publish([(1, Some(&b"x"[..]))].into_iter(), 0);
         assert_eq!(counts(&before, &drift)[..2], [(0, 1), (1, 0)]);
+    }
+
+    #[test]
+    fn all_arrivals_are_counted_whatever_is_kept() {
+        let view = view("");
+        let mut drift = ViewDrift::new(&view);
+        let few = Bounds { values_max: 100, age_ms_max: 48_000 };
+        drift.rebound_published(few);
+        let publish = |drift: &mut ViewDrift, from: i64, to: i64| {
+            for ms in from..to {
+                let text = ms.to_string();
+                drift.publish([(0, Some(text.as_bytes())), (1, Some(text.as_bytes()))].into_iter(), ms);
+            }
+        };
+        let told = |drift: &ViewDrift, ms: i64| {
+            let observed = drift.observe(&view, 1, ms).expect("a feature");
+            let absent = drift.observe(&view, 2, ms).expect("a feature").absent;
+            (observed.present, observed.absent, absent)
+        };
+        publish(&mut drift, 0, 40_000);
+        assert_eq!(told(&drift, 39_999), (40_000, 0, 40_000));
+        // The part of 0 to 1,000 is forgotten when that of 48,000 begins.
+        publish(&mut drift, 40_000, 49_000);
+        assert_eq!(told(&drift, 48_999), (48_000, 0, 48_000));
+        drift.rebound_published(Bounds { values_max: 50, age_ms_max: 96_000 });
+        publish(&mut drift, 49_000, 50_000);
+        assert_eq!(told(&drift, 49_999), (49_000, 0, 49_000));
+        assert!(drift.check(&view).is_ok());
+        let numbers = |observed: Observed| match observed.values {
+            ObservedValues::Numbers(numbers) => numbers.len(),
+            _ => 0,
+        };
+        assert!((30..=50).contains(&numbers(drift.observe(&view, 0, 49_999).expect("a feature"))));
     }
 
     #[test]
@@ -411,7 +500,7 @@ mod tests {
         for i in 0..300u32 {
             let (number, raw) = (i.to_string(), [1u8; 8]);
             let fields = [(0, Some(number.as_bytes())), (1, Some(number.as_bytes())), (2, Some(&raw[..]))];
-            drift.publish(&view, fields.into_iter(), i64::from(i) * 200);
+            drift.publish(fields.into_iter(), i64::from(i) * 200);
         }
         let bytes = encode_plain(&drift);
         let read: ViewDrift = decode_plain(&bytes).expect("bytes");
@@ -423,7 +512,7 @@ mod tests {
             if let Ok(mut read) = decode_plain::<ViewDrift>(&damaged) {
                 if read.check(&view).is_ok() {
                     // Whatever passes must not panic when it is used.
-                    read.publish(&view, [(0, Some(&b"5"[..])), (1, Some(&b"x"[..]))].into_iter(), 60_000);
+                    read.publish([(0, Some(&b"5"[..])), (1, Some(&b"x"[..]))].into_iter(), 60_000);
                     (0..6).for_each(|f| drop(read.observe(&view, f, 60_000)));
                     read.rebound_published(Bounds { values_max: 10, age_ms_max: 480 });
                 }
