@@ -25,10 +25,11 @@ class Effort:
     windowed_entities: int
     hourly_entities: int
     dense_entities: int
+    wait_slices: int
 
 
-FULL = Effort(7, 160_000, 64_000, 600_000, 2.0, 5, 2000, 2.0, 100_000, 10_000, 512)
-QUICK = Effort(5, 32_000, 16_000, 120_000, 0.4, 2, 200, 0.5, 10_000, 1_600, 256)
+FULL = Effort(7, 160_000, 64_000, 600_000, 2.0, 5, 2000, 2.0, 100_000, 10_000, 512, 8)
+QUICK = Effort(5, 32_000, 16_000, 120_000, 0.4, 2, 200, 0.5, 10_000, 1_600, 256, 3)
 
 
 @dataclass

@@ -16,6 +16,7 @@ import time
 
 import consuming
 import control
+import drift
 import measure
 import memory
 import reading
@@ -37,6 +38,7 @@ BENCHES = {
     "windows": windows.windows,
     "window_get": windows.window_get,
     "window_memory": window_memory.window_memory,
+    "drift": drift.drift,
     "control": control.control,
 }
 

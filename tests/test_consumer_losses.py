@@ -151,7 +151,9 @@ def test_what_a_new_log_loses_before_the_first_look_is_counted(store, before, af
     assert (told["consumed"], told["lost_entries"]) == (earlier + left, 1_000 - left)
 
 
-@pytest.mark.parametrize("after", [[], [("XGROUP", "CREATE", LOG, "theirs", 0)]], ids=["alone", "with a group"])
+@pytest.mark.parametrize(
+    "after", [[], [("XGROUP", "CREATE", LOG, "theirs", 0)]], ids=["alone", "with a group"]
+)
 @pytest.mark.parametrize("before", [[], [("FLUSHALL",)], [("DEL", LOG)]], ids=["new", "flushed", "deleted"])
 def test_what_a_log_loses_that_a_publish_began_is_counted(store, before, after):
     client = store.client()
