@@ -18,6 +18,9 @@ const VALUES_MIN: u64 = 100;
 /// PSI and JS cut numbers into so many bins.
 const BINS: usize = 10;
 
+/// What a method sees on both sides, and its result where both have something.
+type Compared = (Seen, Seen, Option<Outcome>);
+
 /// Compares what was observed with a baseline, by methods that fit it.
 pub fn findings(baseline: &Baseline, observed: Observed, tests: &[Test]) -> Vec<Finding> {
     let sides = Sides::of(baseline, observed);
@@ -77,7 +80,7 @@ impl<'b> Sides<'b> {
     }
 
     /// What the method sees on both sides, and its result. `None`: there is nothing on one side.
-    fn compare(&self, method: Method) -> Option<(Seen, Seen, Option<Outcome>)> {
+    fn compare(&self, method: Method) -> Option<Compared> {
         if method == Method::Missing {
             let arrivals = self.present + self.absent;
             let before = self.baseline.missing;
@@ -93,13 +96,20 @@ impl<'b> Sides<'b> {
             return Some((Seen::Number(before), share.map_or(Seen::Nothing, Seen::Number), outcome));
         }
         match (&self.baseline.content, &self.current) {
-            (Content::Stats(stats), CurrentSide::Numbers(current)) => compare_figures(method, *stats, &[], current),
+            (Content::Stats(stats), CurrentSide::Numbers(current)) => {
+                let known = KnownNumbers::of_stats(stats);
+                match method {
+                    Method::Mean => compare_means(&known, current),
+                    Method::Stddev => compare_deviations(&known, current),
+                    _ => None,
+                }
+            }
             (Content::Numbers(baseline), CurrentSide::Numbers(current)) => compare_numbers(method, baseline, current),
             (Content::Counts(baseline), CurrentSide::Counts(current)) => {
-                Some(compare_categories(method, &KnownCategories::of_counts(baseline), current))
+                compare_categories(method, &KnownCategories::of_counts(baseline), current)
             }
             (Content::Shares(baseline), CurrentSide::Counts(current)) => {
-                Some(compare_categories(method, &KnownCategories::of_shares(baseline), current))
+                compare_categories(method, &KnownCategories::of_shares(baseline), current)
             }
             (Content::Mean(baseline), CurrentSide::Mean(current)) => {
                 Some(compare_directions(baseline, current.as_ref(), self.present))
@@ -127,53 +137,72 @@ fn relative(difference: f64, scale: f64) -> f64 {
     }
 }
 
-/// `baseline`: the values behind the figures, where they are there.
-fn compare_figures(
-    method: Method,
-    stats: Stats,
-    baseline: &[f64],
-    current: &[f64],
-) -> Option<(Seen, Seen, Option<Outcome>)> {
-    let moments = mean_and_deviation(current);
-    let now = moments;
-    let (before, now, scale) = match method {
-        // Beside a large deviation a small mean is no measure: standardized features have one of about 0.
-        Method::Mean => {
-            let mean = stats.mean?;
-            (mean, now.map(|now| now.mean), mean.abs().max(stats.stddev.unwrap_or(0.0) / 2.0))
-        }
-        _ => (stats.stddev?, now.map(|now| now.deviation), stats.stddev?),
-    };
-    let outcome = now.zip(moments).map(|(now, moments)| {
-        let (n, m) = (current.len() as u64, (!baseline.is_empty()).then_some(baseline.len() as u64));
-        let of_baseline = stats.mean.zip(stats.stddev).map(|(mean, deviation)| MeanAndDeviation { mean, deviation });
-        let spread = moments.deviation.max(stats.stddev.unwrap_or(0.0));
-        let difference = now - before;
-        let chance = match method {
-            Method::Mean => chance::of_means(difference, spread, n, m),
-            _ => {
-                let behind = of_baseline.filter(|_| m.is_some()).map(|of_baseline| (baseline, of_baseline));
-                let sides: Vec<_> = behind.into_iter().chain([(current, moments)]).collect();
-                chance::of_deviations(difference, spread, &sides, n, m)
-            }
-        };
-        Outcome::of(relative(difference, scale), chance)
-    });
-    Some((Seen::Number(before), now.map_or(Seen::Nothing, Seen::Number), outcome))
+/// What is known of a baseline's numbers.
+struct KnownNumbers<'b> {
+    mean: Option<f64>,
+    deviation: Option<f64>,
+    /// The values behind these figures, where they are there.
+    values: &'b [f64],
 }
 
-fn compare_numbers(method: Method, baseline: &[f64], current: &[f64]) -> Option<(Seen, Seen, Option<Outcome>)> {
-    let before = mean_and_deviation(baseline)?;
-    if matches!(method, Method::Mean | Method::Stddev) {
-        let stats = Stats { mean: Some(before.mean), stddev: Some(before.deviation), min: None, max: None };
-        return compare_figures(method, stats, baseline, current);
+impl<'b> KnownNumbers<'b> {
+    fn of_stats(stats: &Stats) -> Self {
+        KnownNumbers { mean: stats.mean, deviation: stats.stddev, values: &[] }
     }
-    let Some(now) = mean_and_deviation(current) else {
-        return Some((Seen::Number(before.mean), Seen::Nothing, None));
-    };
+
+    fn of_values(values: &'b [f64]) -> Option<Self> {
+        let MeanAndDeviation { mean, deviation } = mean_and_deviation(values)?;
+        Some(KnownNumbers { mean: Some(mean), deviation: Some(deviation), values })
+    }
+
+    /// How many values; `None`: the figures are taken as exact.
+    fn n(&self) -> Option<u64> {
+        (!self.values.is_empty()).then_some(self.values.len() as u64)
+    }
+
+    /// The larger deviation of both sides.
+    fn spread(&self, now: MeanAndDeviation) -> f64 {
+        now.deviation.max(self.deviation.unwrap_or(0.0))
+    }
+}
+
+fn compare_means(known: &KnownNumbers<'_>, current: &[f64]) -> Option<Compared> {
+    let before = known.mean?;
+    let Some(now) = mean_and_deviation(current) else { return Some((Seen::Number(before), Seen::Nothing, None)) };
+    // Beside a large deviation a small mean is no measure: standardized features have one of about 0.
+    let scale = before.abs().max(known.deviation.unwrap_or(0.0) / 2.0);
+    let difference = now.mean - before;
+    let chance = chance::of_means(difference, known.spread(now), current.len() as u64, known.n());
+    let outcome = Outcome::of(relative(difference, scale), chance);
+    Some((Seen::Number(before), Seen::Number(now.mean), Some(outcome)))
+}
+
+fn compare_deviations(known: &KnownNumbers<'_>, current: &[f64]) -> Option<Compared> {
+    let before = known.deviation?;
+    let Some(now) = mean_and_deviation(current) else { return Some((Seen::Number(before), Seen::Nothing, None)) };
+    let difference = now.deviation - before;
+    let behind = known.mean.filter(|_| known.n().is_some());
+    let behind = behind.map(|mean| (known.values, MeanAndDeviation { mean, deviation: before }));
+    let sides: Vec<_> = behind.into_iter().chain([(current, now)]).collect();
+    let chance = chance::of_deviations(difference, known.spread(now), &sides, current.len() as u64, known.n());
+    let outcome = Outcome::of(relative(difference, before), chance);
+    Some((Seen::Number(before), Seen::Number(now.deviation), Some(outcome)))
+}
+
+fn compare_numbers(method: Method, baseline: &[f64], current: &[f64]) -> Option<Compared> {
+    let known = KnownNumbers::of_values(baseline)?;
+    match method {
+        Method::Mean => return compare_means(&known, current),
+        Method::Stddev => return compare_deviations(&known, current),
+        _ => {}
+    }
+    let before = known.mean.map_or(Seen::Nothing, Seen::Number);
+    let Some(now) = mean_and_deviation(current) else { return Some((before, Seen::Nothing, None)) };
     let bins = || {
         let edges = quantile_edges(baseline, BINS);
-        [baseline, current].map(|side| bin_counts(side.iter().copied(), &edges))
+        let [expected, actual] = [baseline, current].map(|side| bin_counts(side.iter().copied(), &edges));
+        let chance = chance::of_bins(&expected, &actual);
+        (as_weights(expected), as_weights(actual), chance)
     };
     let outcome = match method {
         Method::Ks => {
@@ -182,19 +211,20 @@ fn compare_numbers(method: Method, baseline: &[f64], current: &[f64]) -> Option<
         }
         Method::Wasserstein => {
             let distance = wasserstein(baseline, current);
-            Outcome::of(relative(distance, before.deviation), chance::of_wasserstein(distance, [baseline, current]))
+            let chance = chance::of_wasserstein(distance, [baseline, current]);
+            Outcome::of(relative(distance, known.deviation.unwrap_or(0.0)), chance)
         }
-        _ => {
-            let [expected, actual] = bins();
-            let chance = chance::of_bins(&expected, &actual);
-            let [expected, actual] = [expected, actual].map(as_weights);
-            match method {
-                Method::Psi => Outcome::of(population_stability(&expected, &actual), chance),
-                _ => Outcome::of(jensen_shannon(&expected, &actual), chance),
-            }
+        Method::Psi => {
+            let (expected, actual, chance) = bins();
+            Outcome::of(population_stability(&expected, &actual), chance)
         }
+        Method::Js => {
+            let (expected, actual, chance) = bins();
+            Outcome::of(jensen_shannon(&expected, &actual), chance)
+        }
+        _ => return None,
     };
-    Some((Seen::Number(before.mean), Seen::Number(now.mean), Some(outcome)))
+    Some((before, Seen::Number(now.mean), Some(outcome)))
 }
 
 fn as_weights(counts: Vec<u64>) -> Vec<f64> {
@@ -245,10 +275,10 @@ fn compare_categories(
     method: Method,
     baseline: &KnownCategories<'_>,
     current: &BTreeMap<CategoryId, (u64, Option<Vec<u8>>)>,
-) -> (Seen, Seen, Option<Outcome>) {
+) -> Option<Compared> {
     let now: u64 = current.values().map(|(n, _)| *n).sum();
     if now == 0 {
-        return (Seen::Nothing, Seen::Nothing, None);
+        return None;
     }
     let before = baseline.open + baseline.known.values().map(|(_, n)| *n).sum::<u64>();
     let share = |n: u64, all: u64| n as f64 / all as f64;
@@ -262,7 +292,7 @@ fn compare_categories(
         // One that met nothing once may still have missed what comes as rarely as that.
         let unmet = baseline.unmet.max(baseline.n.map_or(0.0, |n| 1.0 / n as f64));
         let outcome = Outcome::of(more, chance::of_shares(more, unmet, now, baseline.n));
-        return (Seen::Nothing, most.unwrap_or(Seen::Nothing), Some(outcome));
+        return Some((Seen::Nothing, most.unwrap_or(Seen::Nothing), Some(outcome)));
     }
     let known = || baseline.known.iter().map(|(id, (_, n))| (*n, count(*id)));
     let outcome = match method {
@@ -271,11 +301,12 @@ fn compare_categories(
             let ChiSquared { test, cramers_v } = chi_squared(&expected, &actual);
             Outcome::tested(test.statistic, test.p_value, cramers_v)
         }
-        _ => {
+        Method::Psi => {
             let (expected, actual): (Vec<u64>, Vec<u64>) = known().chain([(baseline.open, unseen_n)]).unzip();
             let chance = chance::of_bins(&expected, &actual);
             Outcome::of(population_stability(&as_weights(expected), &as_weights(actual)), chance)
         }
+        _ => return None,
     };
     // Which value moved most is what a reader asks next.
     let of_known = baseline.known.iter().map(|(id, (_, n))| (*id, share(*n, before), share(count(*id), now)));
@@ -283,18 +314,18 @@ fn compare_categories(
     let moved = |(_, before, now): &(CategoryId, f64, f64)| (before - now).abs();
     let first_of_equals = |a: (CategoryId, f64, f64), b| if moved(&b) > moved(&a) { b } else { a };
     let Some((id, before, now)) = of_known.chain(of_unseen).reduce(first_of_equals) else {
-        return (Seen::Nothing, Seen::Nothing, Some(outcome));
+        return Some((Seen::Nothing, Seen::Nothing, Some(outcome)));
     };
     let of_baseline = baseline.known.get(&id).map(|(name, _)| name.to_vec());
     let name = of_baseline.or_else(|| current.get(&id).and_then(|(_, name)| name.clone()));
-    (Seen::Category(id, name.clone(), before), Seen::Category(id, name, now), Some(outcome))
+    Some((Seen::Category(id, name.clone(), before), Seen::Category(id, name, now), Some(outcome)))
 }
 
 fn length_of(components: impl Iterator<Item = f64>) -> f64 {
     libm::sqrt(components.map(|x| x * x).sum())
 }
 
-fn compare_directions(baseline: &MeanVector, current: Option<&MeanVector>, n: u64) -> (Seen, Seen, Option<Outcome>) {
+fn compare_directions(baseline: &MeanVector, current: Option<&MeanVector>, n: u64) -> Compared {
     let before = length_of(baseline.mean.iter().copied());
     let Some(current) = current else { return (Seen::Number(before), Seen::Nothing, None) };
     let now = length_of(current.mean.iter().copied());
