@@ -207,7 +207,7 @@ fn compare_numbers(method: Method, baseline: &[f64], current: &[f64]) -> Option<
     let outcome = match method {
         Method::Ks => {
             let Tested { statistic, p_value } = kolmogorov_smirnov(baseline, current);
-            Outcome::tested(statistic, p_value, statistic)
+            Outcome::tested(statistic, p_value, statistic, p_value)
         }
         Method::Wasserstein => {
             let distance = wasserstein(baseline, current);
@@ -295,15 +295,18 @@ fn compare_categories(
         return Some((Seen::Nothing, most.unwrap_or(Seen::Nothing), Some(outcome)));
     }
     let known = || baseline.known.iter().map(|(id, (_, n))| (*n, count(*id)));
+    let one_by_one = || -> (Vec<u64>, Vec<u64>) { known().chain(unseen().map(|(_, (n, _))| (0, *n))).unzip() };
+    let with_rest = || -> (Vec<u64>, Vec<u64>) { known().chain([(baseline.open, unseen_n)]).unzip() };
+    // Values that a baseline of counts has not met are rare ones, like those that it met once: each stands for itself.
+    let (expected, actual) = if baseline.n.is_some() { one_by_one() } else { with_rest() };
+    let chance = chance::of_bins(&expected, &actual);
     let outcome = match method {
         Method::Chi2 => {
-            let (expected, actual): (Vec<u64>, Vec<u64>) = known().chain(unseen().map(|(_, (n, _))| (0, *n))).unzip();
             let ChiSquared { test, cramers_v } = chi_squared(&expected, &actual);
-            Outcome::tested(test.statistic, test.p_value, cramers_v)
+            Outcome::tested(test.statistic, test.p_value, cramers_v, chance)
         }
         Method::Psi => {
-            let (expected, actual): (Vec<u64>, Vec<u64>) = known().chain([(baseline.open, unseen_n)]).unzip();
-            let chance = chance::of_bins(&expected, &actual);
+            let (expected, actual) = with_rest();
             Outcome::of(population_stability(&as_weights(expected), &as_weights(actual)), chance)
         }
         _ => return None,
@@ -442,6 +445,30 @@ mod tests {
             (xxhash_rust::xxh3::xxh3_64_with_seed(&drawn.to_le_bytes(), seed) >> 11) as f64 / (1u64 << 53) as f64
                 + 1e-17
         }
+    }
+
+    #[test]
+    fn many_rare_values_are_no_drift() {
+        // As many values as ranks, each as likely as one over its rank.
+        let mut draw = uniform(5);
+        let mut sample = |n: usize| {
+            let ranks = (0..n).map(|_| libm::exp(draw() * libm::log(1_000.0)) as u64).map(|rank| rank.to_string());
+            ranks.collect::<Vec<_>>()
+        };
+        let (mut alerts, mut literal) = (0, 0);
+        for _ in 0..100 {
+            let mut known: BTreeMap<String, u64> = BTreeMap::new();
+            sample(2_000).into_iter().for_each(|rank| *known.entry(rank).or_default() += 1);
+            let known: Vec<(&str, u64)> = known.iter().map(|(rank, n)| (rank.as_str(), *n)).collect();
+            let base = baseline(counts(&known));
+            let now: Vec<_> = sample(600).iter().map(|rank| category_id(rank.as_bytes())).collect();
+            for method in [Method::Psi, Method::NewCategories] {
+                let finding = find(&base, ObservedValues::Categories(now.clone()), method);
+                alerts += usize::from(finding.starts_alert(0.05, 0.001));
+                literal += usize::from(finding.is_alert(0.05));
+            }
+        }
+        assert!(alerts <= 2 && literal >= 50, "{alerts} {literal}");
     }
 
     #[test]

@@ -49,13 +49,13 @@ pub struct Outcome {
     pub p_value: Option<f64>,
     /// What is compared with the threshold.
     pub effect: f64,
-    /// About how often chance alone has as much effect; of a test its p-value.
+    /// About how often chance alone has as much effect. Of a test its p-value, or a more careful one.
     pub chance: f64,
 }
 
 impl Outcome {
-    pub(super) fn tested(statistic: f64, p_value: f64, effect: f64) -> Self {
-        Outcome { statistic, p_value: Some(p_value), effect, chance: p_value }
+    pub(super) fn tested(statistic: f64, p_value: f64, effect: f64, chance: f64) -> Self {
+        Outcome { statistic, p_value: Some(p_value), effect, chance }
     }
 
     pub(super) fn of(statistic: f64, chance: f64) -> Self {
@@ -154,7 +154,7 @@ impl Finding {
     ///
     /// `significance`: the level for p-values, `chance_max`: that for methods without one.
     pub fn starts_alert(&self, significance: f64, chance_max: f64) -> bool {
-        let is_chance = |o: Outcome| o.p_value.is_none() && o.chance >= chance_max;
+        let is_chance = |o: Outcome| o.chance >= if o.p_value.is_some() { significance } else { chance_max };
         self.is_alert(significance) && !self.outcome.is_some_and(is_chance)
     }
 
@@ -257,7 +257,7 @@ mod tests {
             method: Method::Ks,
             baseline: Seen::Nothing,
             current: Seen::Nothing,
-            outcome: Some(Outcome { statistic: effect, p_value, effect, chance: 0.0 }),
+            outcome: Some(Outcome { statistic: effect, p_value, effect, chance: p_value.unwrap_or(0.0) }),
             threshold: 0.1,
             baseline_n: None,
             current_n: 100,
