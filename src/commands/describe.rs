@@ -5,7 +5,7 @@ use crate::server::api::Context;
 use crate::server::command::{Argument, Call, Command, Keys, Spec};
 use crate::server::state::{PreparedView, STATE};
 use feature_store_core::arguments::parse_version;
-use feature_store_core::definition::{Extra, SampleOn};
+use feature_store_core::definition::Extra;
 use feature_store_core::document::to_document;
 use feature_store_core::drift::finding::Told;
 use feature_store_core::value::Value;
@@ -87,10 +87,7 @@ fn reply(context: Context<'_>, prepared: &PreparedView) {
     context.reply_text("sample_rate");
     context.reply_told(context.protocol(), &Told::Number(view.sample.rate));
     context.reply_text("sample_on");
-    context.reply_text(match view.sample.on {
-        SampleOn::Publish => "publish",
-        SampleOn::Serve => "serve",
-    });
+    context.reply_text(view.sample.on.name());
     context.reply_text("storage");
     context.reply_text("hash");
     context.reply_text("description");
@@ -147,10 +144,5 @@ fn reply_baseline(context: Context<'_>, prepared: &PreparedView, feature: usize)
         context.reply_nil();
         return;
     };
-    let members = baseline.members();
-    context.reply_map(members.len());
-    for (name, told) in members {
-        context.reply_text(name);
-        context.reply_told(context.protocol(), &told);
-    }
+    context.reply_members(context.protocol(), &baseline.members());
 }

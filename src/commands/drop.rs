@@ -42,27 +42,28 @@ impl Command for Drop {
         arguments.finish()?;
         let context = call.context;
         let definition = std::sync::Arc::clone(STATE.borrow(context).registry.version(view, version)?);
+        let versions: Vec<u32> = match version {
+            Some(version) => vec![version],
+            None => STATE.borrow(context).registry.view(view)?.versions.keys().copied().collect(),
+        };
         if with_data {
             let caller = Caller::of(context);
-            let versions: Vec<u32> = match version {
-                Some(version) => vec![version],
-                None => STATE.borrow(context).registry.view(view)?.versions.keys().copied().collect(),
-            };
-            for version in versions {
-                caller.require_prefix(context, &row_prefix(&definition.name, version))?;
+            for version in &versions {
+                caller.require_prefix(context, &row_prefix(&definition.name, *version))?;
             }
             for key in [stream_key(&definition.name), dead_letter_key(&definition.name)] {
                 caller.require(context, &ServerString::new(key.as_bytes()), Access::Update)?;
             }
         }
-        let mut effects = Effects::new(context);
-        let registered = STATE.borrow(context).versions_of(&definition.name);
-        for prepared in registered {
-            if version.is_none_or(|version| version == prepared.view.version) {
-                alerts::end_all(context, &prepared, &mut effects);
+        // Copies are told by the primary.
+        if !context.flags().has_no_user() {
+            let mut effects = Effects::new(context);
+            for version in versions {
+                let prepared = STATE.borrow(context).prepared_version(&definition.name, version);
+                prepared.iter().for_each(|prepared| alerts::end_all(context, prepared, &mut effects));
             }
+            effects.replicate();
         }
-        effects.replicate();
         {
             let mut state = STATE.borrow_mut(context);
             state.registry.drop_view(view, version, with_data)?;

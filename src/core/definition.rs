@@ -240,6 +240,19 @@ pub enum SampleOn {
     Serve,
 }
 
+impl SampleOn {
+    /// Both.
+    pub const ALL: [SampleOn; 2] = [SampleOn::Publish, SampleOn::Serve];
+
+    /// What it is called.
+    pub fn name(self) -> &'static str {
+        match self {
+            SampleOn::Publish => "publish",
+            SampleOn::Serve => "serve",
+        }
+    }
+}
+
 /// Which values are sampled.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sampling {
@@ -247,6 +260,16 @@ pub struct Sampling {
     pub rate: f64,
     /// Of which arrivals.
     pub on: SampleOn,
+}
+
+impl Sampling {
+    /// A checked one: the rate is 0 to 1.
+    pub fn new(rate: f64, on: SampleOn) -> Result<Self> {
+        match (0.0..=1.0).contains(&rate) {
+            true => Ok(Sampling { rate, on }),
+            false => Err(Error::syntax(format!("the rate of SAMPLE must be from 0 to 1, got '{rate}'"))),
+        }
+    }
 }
 
 impl Default for Sampling {

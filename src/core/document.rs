@@ -51,25 +51,10 @@ struct SampleDocument {
 }
 
 fn read_sample(document: &SampleDocument) -> Result<Sampling> {
-    if !(0.0..=1.0).contains(&document.rate) {
-        return Err(Error::syntax(format!("the rate of sample must be from 0 to 1, got {}", document.rate)));
-    }
-    let on = match document.on.to_ascii_lowercase().as_str() {
-        "publish" => SampleOn::Publish,
-        "serve" => SampleOn::Serve,
-        other => {
-            return Err(Error::syntax(format!("sample is on publish or on serve, got '{}'", shown(other.as_bytes()))))
-        }
-    };
-    Ok(Sampling { rate: document.rate, on })
-}
-
-fn sample_document(sample: Sampling) -> SampleDocument {
-    let on = match sample.on {
-        SampleOn::Publish => "publish",
-        SampleOn::Serve => "serve",
-    };
-    SampleDocument { rate: sample.rate, on: on.to_owned() }
+    let on = SampleOn::ALL.into_iter().find(|on| document.on.eq_ignore_ascii_case(on.name())).ok_or_else(|| {
+        Error::syntax(format!("sample is on publish or on serve, got '{}'", shown(document.on.as_bytes())))
+    })?;
+    Sampling::new(document.rate, on)
 }
 
 fn hash_word() -> String {
@@ -367,7 +352,7 @@ pub fn to_document(view: &FeatureView) -> String {
             Extra::Ignore => "ignore".to_owned(),
         },
         dedup: view.dedup_ms.map(|ms| Json::String(format_duration(ms))),
-        sample: Some(sample_document(view.sample)),
+        sample: Some(SampleDocument { rate: view.sample.rate, on: view.sample.on.name().to_owned() }),
         storage: hash_word(),
         description: view.description.clone(),
         schema: Schema(features),

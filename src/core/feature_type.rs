@@ -55,6 +55,11 @@ impl FeatureType {
         }
     }
 
+    /// Is a value of it one number? A BOOL is 0 or 1.
+    pub fn is_number(self) -> bool {
+        matches!(self, FeatureType::Int | FeatureType::Float | FeatureType::Bool | FeatureType::Timestamp)
+    }
+
     /// The type's name without its dimension.
     pub fn name(self) -> &'static str {
         match self {

@@ -5,7 +5,7 @@ use crate::definition::{Extra, Feature, FeatureView, SampleOn, Sampling};
 use crate::error::{shown, Error, Result};
 use crate::feature_type::{FeatureType, TypeWord};
 use crate::time::parse_duration;
-use crate::value::{Refusal, Value};
+use crate::value::{finite, Refusal, Value};
 use crate::windows::aggregation::WindowWords;
 
 /// Words that belong to the contract but to no released version yet: refused by name, not as unknown words.
@@ -98,23 +98,19 @@ fn take_option(arguments: &mut Arguments<'_>) -> Result<Option<ViewOption>> {
         let ignore = arguments.one_of("EXTRA", &["REFUSE", "IGNORE"])? == 1;
         ViewOption::Extra(if ignore { Extra::Ignore } else { Extra::Refuse })
     } else if arguments.take_word("SAMPLE") {
-        let rate = sample_rate(arguments.next("SAMPLE")?)?;
+        let text = arguments.next("SAMPLE")?;
         if !arguments.take_word("ON") {
             return Err(Error::syntax("SAMPLE needs ON PUBLISH or ON SERVE after its rate"));
         }
-        let on = [SampleOn::Publish, SampleOn::Serve][arguments.one_of("SAMPLE ON", &["PUBLISH", "SERVE"])?];
-        ViewOption::Sample(Sampling { rate, on })
+        let on = SampleOn::ALL[arguments.one_of("SAMPLE ON", &["PUBLISH", "SERVE"])?];
+        let rate = finite(text)
+            .ok_or_else(|| Error::syntax(format!("the rate of SAMPLE must be from 0 to 1, got '{}'", shown(text))))?;
+        ViewOption::Sample(Sampling::new(rate, on)?)
     } else if arguments.take_word("DESCRIPTION") {
         ViewOption::Description(text(arguments.next("DESCRIPTION")?)?)
     } else {
         return Ok(None);
     }))
-}
-
-/// The share of arrivals that is sampled.
-fn sample_rate(text: &[u8]) -> Result<f64> {
-    let rate = lexical_core::parse(text).ok().filter(|rate| (0.0..=1.0).contains(rate));
-    rate.ok_or_else(|| Error::syntax(format!("the rate of SAMPLE must be from 0 to 1, got '{}'", shown(text))))
 }
 
 fn text(bytes: &[u8]) -> Result<String> {

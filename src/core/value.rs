@@ -47,7 +47,8 @@ pub enum Refusal {
 
 type Checked<T> = std::result::Result<T, Refusal>;
 
-fn finite(text: &[u8]) -> Option<f64> {
+/// A finite double.
+pub(crate) fn finite(text: &[u8]) -> Option<f64> {
     lexical_core::parse(text).ok().filter(|v: &f64| v.is_finite())
 }
 
@@ -249,6 +250,15 @@ fn write_float(v: f64, mut out: impl FnMut(&[u8])) {
 
 /// A float32 as the shortest decimal that reads back the same float32.
 pub fn format_f32(v: f32) -> String {
+    shortest(v)
+}
+
+/// A double as the shortest decimal that reads back the same; `inf`, `-inf`.
+pub fn format_f64(v: f64) -> String {
+    shortest(v)
+}
+
+fn shortest(v: impl ryu::Float) -> String {
     let mut buffer = ryu::Buffer::new();
     let text = buffer.format(v);
     text.strip_suffix(".0").unwrap_or(text).to_owned()

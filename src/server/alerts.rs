@@ -8,7 +8,8 @@ use crate::server::key::{Key, Mode, Precision};
 use crate::server::state::{PreparedView, STATE};
 use crate::server::streams;
 use feature_store_core::codec::{AlertEffect, Effect, StreamEntry};
-use feature_store_core::drift::finding::{Alert, Finding};
+use feature_store_core::drift::alert::{Alert, Levels};
+use feature_store_core::drift::finding::Finding;
 use feature_store_core::drift::method::Method;
 use feature_store_core::drift::view::FedBy;
 
@@ -17,67 +18,34 @@ const ALERTS: &[u8] = b"fs:alerts";
 /// About how many entries the stream keeps.
 const ENTRIES_MAX: u64 = 10_000;
 
-/// What a check holds its tests against.
-#[derive(Clone, Copy)]
-pub(crate) struct Levels {
-    /// For p-values.
-    significance: f64,
-    /// For what chance alone does to methods without a p-value.
-    chance_max: f64,
-}
-
-impl Levels {
-    /// Shared among so many tests with a p-value, and so many without one.
-    pub(crate) fn among(significance: f64, with_p: usize, without_p: usize) -> Self {
-        Levels { significance: significance / with_p.max(1) as f64, chance_max: significance / without_p.max(1) as f64 }
-    }
-}
-
 /// Starts and ends the alerts of a feature as a check found it. Answers how many started.
 pub(crate) fn update(context: Context<'_>, found: &Found, levels: Levels, effects: &mut Effects<'_>) -> u64 {
     // What became another meanwhile is the next check's.
     let Some(prepared) = found.target.prepared(context) else { return 0 };
-    if prepared.samples.identity(context, found.target.feature) != found.identity {
+    let feature = found.target.feature;
+    if prepared.samples.identity(context, feature) != found.identity {
         return 0;
     }
-    let feature = found.target.feature;
-    let (alerts, fed_by) = {
-        let drift = prepared.samples.drift(context);
-        let Some(state) = drift.feature(feature) else { return 0 };
-        (state.alerts, state.fed_by())
+    let (active, fed_by) = match prepared.samples.drift(context).feature(feature) {
+        Some(state) => (state.alerts, state.fed_by()),
+        None => return 0,
     };
+    // What is sampled no more is not tested any more.
+    let findings = if fed_by == FedBy::Nobody { &[] } else { found.findings.as_slice() };
     let mut started = 0;
-    for method in Method::ALL {
-        let was_alert = alerts & method.bit() != 0;
-        // What is not tested any more has no alert.
-        let finding = found.findings.iter().find(|f| fed_by != FedBy::Nobody && f.method == method);
-        let is_alert = finding.is_some_and(|finding| match was_alert {
-            true => finding.keeps_alert(levels.significance),
-            false => finding.starts_alert(levels.significance, levels.chance_max),
-        });
-        if is_alert != was_alert {
-            started += u64::from(is_alert);
-            tell(context, &prepared, feature, method, is_alert, finding, effects);
-        }
+    for (method, starts, finding) in levels.changes(active, findings) {
+        started += u64::from(starts);
+        tell(context, &prepared, feature, method, starts, finding, effects);
     }
     started
 }
 
 /// Ends all alerts of a version that is about to be dropped.
 pub(crate) fn end_all(context: Context<'_>, prepared: &PreparedView, effects: &mut Effects<'_>) {
-    let alerts: Vec<u16> = prepared.samples.drift(context).features().iter().map(|f| f.alerts).collect();
-    for (feature, bits) in alerts.into_iter().enumerate().filter(|(_, bits)| *bits != 0) {
-        for method in Method::ALL.into_iter().filter(|method| bits & method.bit() != 0) {
+    for feature in 0..prepared.view.features().len() {
+        let active = prepared.samples.drift(context).feature(feature).map(|state| state.alerts);
+        for method in active.unwrap_or_default().methods() {
             tell(context, prepared, feature, method, false, None, effects);
-        }
-    }
-}
-
-fn set(context: Context<'_>, prepared: &PreparedView, feature: usize, method: Method, starts: bool) {
-    if let Some(state) = prepared.samples.drift_mut(context).feature_mut(feature) {
-        match starts {
-            true => state.alerts |= method.bit(),
-            false => state.alerts &= !method.bit(),
         }
     }
 }
@@ -92,7 +60,7 @@ fn tell(
     finding: Option<&Finding>,
     effects: &mut Effects<'_>,
 ) {
-    set(context, prepared, feature, method, starts);
+    prepared.samples.drift_mut(context).set_alert(feature, method, starts);
     let (view, version) = (&prepared.view.name, prepared.view.version);
     let feature = &prepared.view.features()[feature].name;
     let alert = Alert { view, version, feature, starts, method, finding };
@@ -121,7 +89,7 @@ pub(crate) fn execute(context: Context<'_>, name: &ServerString, effect: &AlertE
     let prepared = STATE.borrow(context).prepared_version(effect.view, effect.version);
     if let Some(prepared) = prepared {
         if let Some(feature) = prepared.view.position(effect.feature.as_bytes(), 0) {
-            set(context, &prepared, feature, effect.method, effect.starts);
+            prepared.samples.drift_mut(context).set_alert(feature, effect.method, effect.starts);
         }
     }
     let Some(StreamEntry { id, fields }) = &effect.entry else { return Ok(()) };

@@ -2,7 +2,6 @@
 
 use crate::server::api::{api, Context};
 use crate::server::command::guarded;
-use crate::server::drift;
 use feature_store_core::Error;
 use redis_module::raw;
 use std::ptr::NonNull;
@@ -11,10 +10,16 @@ use std::ptr::NonNull;
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct CallerId(usize);
 
-unsafe extern "C" fn on_leave(ctx: *mut raw::RedisModuleCtx, caller: *mut raw::RedisModuleBlockedClient) {
+/// Work whose caller may go away.
+pub(crate) trait Abandon {
+    /// The caller has gone away: nobody waits for the work.
+    fn abandon(context: Context<'_>, id: CallerId);
+}
+
+unsafe extern "C" fn on_leave<W: Abandon>(ctx: *mut raw::RedisModuleCtx, caller: *mut raw::RedisModuleBlockedClient) {
     // SAFETY: the context is alive during the callback, which runs on the main thread.
     let context = unsafe { Context::new(ctx) };
-    guarded(context, || drift::abandon(context, CallerId(caller as usize)));
+    guarded(context, || W::abandon(context, CallerId(caller as usize)));
 }
 
 /// A blocked caller. One that nobody answers is told of an internal error; one that has gone away costs nothing.
@@ -37,11 +42,11 @@ impl BlockedCaller {
     }
 
     /// Blocks a caller for whom nothing is to be done any more when it goes away.
-    pub(crate) fn of_one_who_may_leave(context: Context<'_>) -> Self {
+    pub(crate) fn of_one_who_may_leave<W: Abandon>(context: Context<'_>) -> Self {
         let caller = Self::of(context);
         if let Some(raw) = caller.0 {
             // SAFETY: the handle is alive; the callback is static and catches panics.
-            unsafe { api!(RedisModule_SetDisconnectCallback(raw.as_ptr(), Some(on_leave))) };
+            unsafe { api!(RedisModule_SetDisconnectCallback(raw.as_ptr(), Some(on_leave::<W>))) };
         }
         caller
     }

@@ -6,17 +6,18 @@
 use crate::server::alerts;
 use crate::server::api::{api, Context};
 use crate::server::background::{may_write, wake, Deadline, Left};
-use crate::server::blocked::{BlockedCaller, CallerId};
+use crate::server::blocked::{Abandon, BlockedCaller, CallerId};
 use crate::server::command::guarded;
 use crate::server::config;
 use crate::server::effects::Effects;
 use crate::server::reply::Protocol;
 use crate::server::state::{PreparedView, STATE};
 use feature_store_core::definition::FeatureView;
+use feature_store_core::drift::alert::{ActiveAlerts, Levels};
 use feature_store_core::drift::baseline::Baseline;
 use feature_store_core::drift::compare::findings;
 use feature_store_core::drift::current::Observed;
-use feature_store_core::drift::finding::{Finding, SIGNIFICANCE};
+use feature_store_core::drift::finding::Finding;
 use feature_store_core::drift::method::{fitting, Test};
 use feature_store_core::{Code, Error};
 use lazy_static::lazy_static;
@@ -89,7 +90,7 @@ struct Job {
 /// A check whose findings are being told.
 struct Conclusion {
     found: VecDeque<Found>,
-    levels: alerts::Levels,
+    levels: Levels,
     insufficient: u64,
 }
 
@@ -201,18 +202,19 @@ impl DriftWork {
     }
 }
 
-/// A caller has gone away: nobody waits for its tests.
-pub(crate) fn abandon(context: Context<'_>, id: CallerId) {
-    let job = STATE.borrow_mut(context).background.drift.take_of(id);
-    if let Some(Job { purpose: Purpose::Call { caller, .. }, .. }) = job {
-        caller.abandon();
+impl Abandon for DriftWork {
+    fn abandon(context: Context<'_>, id: CallerId) {
+        let job = STATE.borrow_mut(context).background.drift.take_of(id);
+        if let Some(Job { purpose: Purpose::Call { caller, .. }, .. }) = job {
+            caller.abandon();
+        }
     }
 }
 
 /// Tests for a caller, who waits.
 pub(crate) fn call(context: Context<'_>, view: Arc<FeatureView>, targets: Vec<Target>, tests: Vec<Test>) {
     let protocol = context.protocol();
-    let purpose = Purpose::Call { caller: BlockedCaller::of_one_who_may_leave(context), protocol, view };
+    let purpose = Purpose::Call { caller: BlockedCaller::of_one_who_may_leave::<DriftWork>(context), protocol, view };
     STATE.borrow_mut(context).background.drift.push(purpose, targets.into(), tests);
     wake(context);
 }
@@ -312,11 +314,9 @@ fn finish_next(context: Context<'_>) -> bool {
         }),
         Purpose::Call { caller, protocol, .. } => caller.reply(|context| reply(context, protocol, &job.found)),
         Purpose::Check => {
-            let outcomes = || job.found.iter().flat_map(|f| &f.findings).map(|finding| finding.outcome);
-            let with_p = outcomes().flatten().filter(|outcome| outcome.p_value.is_some()).count();
-            let without_p = outcomes().flatten().count() - with_p;
-            let levels = alerts::Levels::among(SIGNIFICANCE, with_p, without_p);
-            let insufficient = outcomes().filter(Option::is_none).count() as u64;
+            let findings = || job.found.iter().flat_map(|found| &found.findings);
+            let levels = Levels::among(findings());
+            let insufficient = findings().filter(|finding| finding.outcome.is_none()).count() as u64;
             let conclusion = Conclusion { found: job.found, levels, insufficient };
             STATE.borrow_mut(context).background.drift.conclusion = Some(conclusion);
         }
@@ -329,12 +329,7 @@ fn reply(context: Context<'_>, protocol: Protocol, found: &VecDeque<Found>) {
     for Found { target, findings, .. } in found {
         let feature = &target.view.features()[target.feature].name;
         for finding in findings {
-            let members = finding.members(feature, finding.is_alert(SIGNIFICANCE));
-            context.reply_map(members.len());
-            for (name, told) in members {
-                context.reply_text(name);
-                context.reply_told(protocol, &told);
-            }
+            context.reply_members(protocol, &finding.members(feature));
         }
     }
 }
@@ -371,7 +366,7 @@ fn all_targets(context: Context<'_>) -> VecDeque<Target> {
     for prepared in versions {
         let drift = prepared.samples.drift(context);
         for (feature, (state, definition)) in drift.features().iter().zip(prepared.view.features()).enumerate() {
-            if definition.expected.is_some() || state.baseline.is_some() || state.alerts != 0 {
+            if definition.expected.is_some() || state.baseline.is_some() || state.alerts != ActiveAlerts::default() {
                 targets.push_back(Target::new(&prepared, feature));
             }
         }

@@ -137,6 +137,15 @@ impl Context<'_> {
         }
     }
 
+    /// A map of such members.
+    pub(crate) fn reply_members(self, protocol: Protocol, members: &[(&str, Told)]) {
+        self.reply_map(members.len());
+        for (name, told) in members {
+            self.reply_text(name);
+            self.reply_told(protocol, told);
+        }
+    }
+
     /// A value that comes straight from a row. FLOAT and STRING need no detour over their value in RESP2.
     pub(crate) fn reply_stored(self, protocol: Protocol, ty: FeatureType, field: &[u8], value: &Value<'_>) {
         match (protocol, ty) {

@@ -240,11 +240,6 @@ impl State {
         self.prepared.values().flat_map(|p| p.versions.iter().map(|(_, view)| Rc::clone(view))).collect()
     }
 
-    /// All versions of a view.
-    pub(crate) fn versions_of(&self, view: &str) -> Vec<Rc<PreparedView>> {
-        self.prepared.get(view).map_or_else(Vec::new, |p| p.versions.iter().map(|(_, view)| Rc::clone(view)).collect())
-    }
-
     /// Forgets what was prepared of versions; logs keep what they know. Answers the versions.
     pub(crate) fn take_versions(&mut self) -> Vec<Rc<PreparedView>> {
         self.prepared.values_mut().flat_map(|p| std::mem::take(&mut p.versions)).map(|(_, view)| view).collect()

@@ -3,12 +3,12 @@
 use super::categories::{category_id, category_name, CategoryId};
 use super::current::{as_number, Current, Observed, ObservedValues};
 use super::finding::Told;
-use super::sums::MeanVector;
+use super::sums::{MeanVector, VectorSum};
 use crate::arguments::{parse_number, Arguments};
 use crate::definition::{Feature, FeatureView};
 use crate::error::{shown, Error, Result};
 use crate::feature_type::FeatureType;
-use crate::value::{Refusal, Value};
+use crate::value::{finite, Refusal, Value};
 use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -102,11 +102,6 @@ pub struct Expected {
     pub missing: Option<f64>,
 }
 
-/// Can a feature of this type be compared as numbers?
-pub fn is_number(ty: FeatureType) -> bool {
-    matches!(ty, FeatureType::Int | FeatureType::Float | FeatureType::Bool | FeatureType::Timestamp)
-}
-
 /// Can a feature of this type be compared by how often each value comes?
 fn has_categories(ty: FeatureType) -> bool {
     matches!(ty, FeatureType::String | FeatureType::Int | FeatureType::Bool)
@@ -154,8 +149,7 @@ impl Given<'_> {
     }
 
     fn number(&self, what: &str, text: &[u8]) -> Result<f64> {
-        let number = lexical_core::parse(text).ok().filter(|x: &f64| x.is_finite());
-        number.ok_or_else(|| self.refuse(format!("{what} must be a finite number, got '{}'", shown(text))))
+        finite(text).ok_or_else(|| self.refuse(format!("{what} must be a finite number, got '{}'", shown(text))))
     }
 
     fn share(&self, what: &str, text: &[u8]) -> Result<f64> {
@@ -184,7 +178,7 @@ impl Given<'_> {
     }
 
     fn stats(&self, arguments: &mut Arguments<'_>) -> Result<Baseline> {
-        self.require(is_number(self.feature.ty), "STATS", "a number")?;
+        self.require(self.feature.ty.is_number(), "STATS", "a number")?;
         let names = ["mean", "stddev", "min", "max", "missing"];
         let mut figures = [None; 5];
         while !arguments.is_empty() {
@@ -230,16 +224,13 @@ impl Given<'_> {
                 Content::Counts(counts.into_iter().map(|(text, n)| category(text, n)).collect())
             }
             FeatureType::Vector(dimensions) => {
-                let (mut sums, mut squares) = (vec![0.0; dimensions as usize], 0.0);
+                let mut sum = VectorSum::new(dimensions);
                 for text in &texts {
                     if let Value::Vector(components) = self.value(text)? {
-                        for (sum, x) in sums.iter_mut().zip(components.into_iter().map(f64::from)) {
-                            *sum += x;
-                            squares += x * x;
-                        }
+                        sum.add(components.into_iter());
                     }
                 }
-                Content::Mean(MeanVector::of_sums(sums, squares, n))
+                Content::Mean(sum.mean(n))
             }
             _ => {
                 let numbers = texts.iter().map(|text| self.value(text).map(|value| as_number(&value)));
@@ -279,7 +270,7 @@ impl Given<'_> {
         }
         let stats = Stats { mean: *mean, stddev: *stddev, min: *min, max: *max };
         if stats != Stats::default() {
-            self.require(is_number(self.feature.ty), "expected figures", "a number")?;
+            self.require(self.feature.ty.is_number(), "expected figures", "a number")?;
             if !top_categories.is_empty() {
                 return Err(self.refuse("expected is either figures or top_categories"));
             }
@@ -410,11 +401,11 @@ impl Baseline {
             Content::Nothing => true,
             Content::Stats(stats) => {
                 let figures = [stats.mean, stats.stddev, stats.min, stats.max];
-                is_number(ty) && figures.iter().flatten().all(|x| x.is_finite())
+                ty.is_number() && figures.iter().flatten().all(|x| x.is_finite())
             }
             Content::Numbers(numbers) => {
                 let in_order = numbers.iter().zip(numbers.iter().skip(1)).all(|(a, b)| a <= b);
-                is_number(ty) && in_order && !numbers.is_empty() && numbers.iter().all(|x| x.is_finite())
+                ty.is_number() && in_order && !numbers.is_empty() && numbers.iter().all(|x| x.is_finite())
             }
             Content::Counts(counts) => {
                 let sum = counts.iter().map(|c| c.weight as f64).sum::<f64>();

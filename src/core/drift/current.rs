@@ -5,7 +5,7 @@ use super::sample::{Arrival, Sample};
 use super::steps::Bounds;
 use super::sums::{MeanVector, Sums};
 use crate::feature_type::FeatureType;
-use crate::value::Value;
+use crate::value::{finite, Value};
 use bincode::{Decode, Encode};
 
 /// What came lately.
@@ -167,7 +167,7 @@ impl Current {
 fn number(given: Given<'_>) -> Option<f64> {
     match given {
         Given::Absent => None,
-        Given::Field(text) => lexical_core::parse(text).ok().filter(|x: &f64| x.is_finite()),
+        Given::Field(text) => finite(text),
         Given::Served(value) => as_number(value),
     }
 }

@@ -105,11 +105,6 @@ impl Method {
             _ => false,
         }
     }
-
-    /// Its bit in a set of methods.
-    pub fn bit(self) -> u16 {
-        1 << self as u16
-    }
 }
 
 /// Of the tests that are wanted, or of all where none is named, those that fit a baseline.
@@ -124,13 +119,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_method_is_found_by_its_name_and_has_a_bit_of_its_own() {
-        let mut bits = 0u16;
+    fn a_method_is_found_by_its_name() {
         for method in Method::ALL {
             assert_eq!(Method::of_name(method.name().to_ascii_lowercase().as_bytes()), Some(method));
-            bits |= method.bit();
         }
-        assert_eq!(bits.count_ones() as usize, Method::ALL.len());
         assert_eq!(Method::of_name(b"mean "), None);
     }
 }

@@ -4,6 +4,7 @@
 //! holds them against each other by a [`method`], which gives a [`finding`]; [`statistics`] has the tests and
 //! distances, each as its textbook and SciPy have it.
 
+pub mod alert;
 pub mod baseline;
 pub mod categories;
 mod chance;

@@ -4,6 +4,7 @@ use super::method::{Method, Test};
 use crate::arguments::Arguments;
 use crate::definition::FeatureView;
 use crate::error::{shown, Error, Result};
+use crate::value::finite;
 
 /// What is to be tested.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,8 +46,7 @@ impl DriftRequest {
                 false => method.threshold(),
                 true => {
                     let text = arguments.next("THRESHOLD")?;
-                    let threshold = lexical_core::parse(text).ok().filter(|x: &f64| x.is_finite() && *x >= 0.0);
-                    threshold.ok_or_else(|| {
+                    finite(text).filter(|x| *x >= 0.0).ok_or_else(|| {
                         Error::syntax(format!("THRESHOLD must be a finite number of at least 0, got '{}'", shown(text)))
                     })?
                 }

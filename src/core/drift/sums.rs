@@ -15,14 +15,39 @@ pub struct MeanVector {
     pub n: u64,
 }
 
-impl MeanVector {
-    /// The mean of `n` vectors whose components have these sums, and the squares of all components this one.
-    pub fn of_sums(mut sums: Vec<f64>, squares: f64, n: u64) -> Self {
-        sums.iter_mut().for_each(|sum| *sum /= n as f64);
-        let spread = squares / n as f64 - sums.iter().map(|x| x * x).sum::<f64>();
+/// The sum of vectors.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+pub(super) struct VectorSum {
+    components: Vec<f64>,
+    /// Of all components.
+    squares: f64,
+}
+
+impl VectorSum {
+    pub(super) fn new(dimensions: u32) -> Self {
+        VectorSum { components: vec![0.0; dimensions as usize], squares: 0.0 }
+    }
+
+    /// Adds a vector; components that it has too many or too few are nothing.
+    pub(super) fn add(&mut self, components: impl Iterator<Item = f32>) {
+        for (sum, x) in self.components.iter_mut().zip(components.map(f64::from)) {
+            *sum += x;
+            self.squares += x * x;
+        }
+    }
+
+    fn merge(&mut self, other: &VectorSum) {
+        self.components.iter_mut().zip(&other.components).for_each(|(sum, x)| *sum += x);
+        self.squares += other.squares;
+    }
+
+    /// The mean, if it is the sum of so many.
+    pub(super) fn mean(mut self, n: u64) -> MeanVector {
+        self.components.iter_mut().for_each(|sum| *sum /= n as f64);
+        let spread = self.squares / n as f64 - self.components.iter().map(|x| x * x).sum::<f64>();
         // What is left of rounding is no spread.
-        let spread = if spread * n as f64 <= squares * 1e-12 { 0.0 } else { spread };
-        MeanVector { mean: sums, spread, n }
+        let spread = if spread * n as f64 <= self.squares * 1e-12 { 0.0 } else { spread };
+        MeanVector { mean: self.components, spread, n }
     }
 }
 
@@ -30,13 +55,7 @@ impl MeanVector {
 #[derive(Debug, Clone, Default, PartialEq, Encode, Decode)]
 pub struct Sums {
     dimensions: u32,
-    steps: Steps<Sum>,
-}
-
-#[derive(Debug, Clone, PartialEq, Encode, Decode)]
-struct Sum {
-    components: Vec<f64>,
-    squares: f64,
+    steps: Steps<VectorSum>,
 }
 
 impl Sums {
@@ -53,23 +72,18 @@ impl Sums {
         }
     }
 
-    /// Takes in a vector; components that it has too many or too few are nothing.
+    /// Takes in a vector.
     pub fn take(&mut self, arrival: Arrival, components: impl Iterator<Item = f32>) {
         self.reach(arrival);
         if let Some(step) = self.steps.newest() {
             step.present += 1;
-            let Sum { components: sums, squares } = &mut step.rest;
-            for (sum, x) in sums.iter_mut().zip(components.map(f64::from)) {
-                *sum += x;
-                *squares += x * x;
-            }
+            step.rest.add(components);
         }
     }
 
     fn reach(&mut self, arrival: Arrival) {
         if self.steps.is_new(arrival.step) {
-            let components = vec![0.0; self.dimensions as usize];
-            self.steps.begin(arrival.step, Sum { components, squares: 0.0 }, drop);
+            self.steps.begin(arrival.step, VectorSum::new(self.dimensions), drop);
         }
     }
 
@@ -80,22 +94,16 @@ impl Sums {
 
     /// Takes on other bounds.
     pub fn rebound(&mut self, old: Bounds, new: Bounds) {
-        self.steps.recut(old, new, |sum, more| {
-            sum.components.iter_mut().zip(more.components).for_each(|(sum, x)| *sum += x);
-            sum.squares += more.squares;
-        });
+        self.steps.recut(old, new, |sum, more| sum.merge(&more));
     }
 
     /// The mean vector at this moment; `None` where none came, or vectors have no components.
     pub fn mean(&self, now_ms: i64, bounds: Bounds) -> Option<MeanVector> {
         let (present, _) = self.arrivals(now_ms, bounds);
         let first = bounds.first_step(now_ms);
-        let (mut sums, mut squares) = (vec![0.0; self.dimensions as usize], 0.0);
-        for step in self.steps.iter().filter(|step| step.number >= first) {
-            sums.iter_mut().zip(&step.rest.components).for_each(|(sum, x)| *sum += x);
-            squares += step.rest.squares;
-        }
-        (present > 0 && self.dimensions > 0).then(|| MeanVector::of_sums(sums, squares, present))
+        let mut all = VectorSum::new(self.dimensions);
+        self.steps.iter().filter(|step| step.number >= first).for_each(|step| all.merge(&step.rest));
+        (present > 0 && self.dimensions > 0).then(|| all.mean(present))
     }
 
     /// How many vectors came, and how many arrivals had none.

@@ -1,7 +1,9 @@
 //! The drift state of a version of a view: a current window and a baseline for each feature.
 
+use super::alert::ActiveAlerts;
 use super::baseline::Baseline;
 use super::current::{Current, Given, Observed};
+use super::method::Method;
 use super::sample::Arrival;
 use super::steps::{Bounds, Steps};
 use crate::codec::CodecError;
@@ -65,8 +67,8 @@ pub struct FeatureDrift {
     pub baseline: Option<Arc<Baseline>>,
     /// What came lately.
     pub current: Current,
-    /// The methods that alert, a bit each.
-    pub alerts: u16,
+    /// The methods that alert.
+    pub alerts: ActiveAlerts,
     /// Rises when the baseline or the window is another: what was found before is about something else.
     pub generation: u32,
     fed_by: FedBy,
@@ -151,7 +153,7 @@ impl ViewDrift {
                 self.features.push(FeatureDrift {
                     baseline: None,
                     current,
-                    alerts: 0,
+                    alerts: ActiveAlerts::default(),
                     generation: 0,
                     fed_by,
                     before: None,
@@ -273,9 +275,11 @@ impl ViewDrift {
         self.features.get(feature)
     }
 
-    /// The state of a feature, to change it.
-    pub fn feature_mut(&mut self, feature: usize) -> Option<&mut FeatureDrift> {
-        self.features.get_mut(feature)
+    /// Notes that an alert of a feature has started, or has ended.
+    pub fn set_alert(&mut self, feature: usize, method: Method, starts: bool) {
+        if let Some(state) = self.features.get_mut(feature) {
+            state.alerts.set(method, starts);
+        }
     }
 
     /// The states of all features, in the schema's order.
@@ -377,7 +381,7 @@ impl ViewDrift {
 
     /// How many alerts are active.
     pub fn alerts(&self) -> u64 {
-        self.features.iter().map(|f| u64::from(f.alerts.count_ones())).sum()
+        self.features.iter().map(|f| f.alerts.methods().count() as u64).sum()
     }
 
     /// Bytes of windows and baselines on the heap, about.
