@@ -4,6 +4,7 @@ import subprocess
 
 import pytest
 from profile_view import register
+from windowed_view import SMALL, fs
 
 from server import Server, ServerFailed, required_file
 
@@ -47,6 +48,18 @@ def server(module_server):
         module_server.start()
     empty(module_server)
     return module_server
+
+
+@pytest.fixture
+def client(server):
+    return server.client()
+
+
+@pytest.fixture
+def small(client):
+    """A client of a server with the view `profile`: a plain feature, a count and a sum."""
+    fs(client, f"FS.REGISTER profile ENTITY user SCHEMA {SMALL}")
+    return client
 
 
 @pytest.fixture

@@ -17,11 +17,6 @@ PAIRS, SIGMAS = 1000, 4
 VIEW = "rides"
 
 
-@pytest.fixture
-def client(server):
-    return server.client()
-
-
 def register(client, type_: str, names: list[str], is_input: bool = True) -> None:
     # Inputs are sampled like all others, and make no rows.
     schema = [word for name in names for word in (name, *type_.split(), *["INPUT"] * is_input)]
@@ -51,6 +46,18 @@ def numbers_of_one_distribution(draw, name: int, n: int) -> np.ndarray:
     return draw.uniform(-1, 1, n)
 
 
+def check_alarms(server, method: str, threshold: float, expected: list, what: str) -> tuple[int, int]:
+    """All verdicts are as expected, and the level says how many are significant. How many alert and are significant."""
+    told = Drift(server)(VIEW, "METHOD", method, "THRESHOLD", repr(threshold))
+    check(told, expected, "pairs of one distribution")
+    significant = [entry["p_value"] < LEVEL for entry in told]
+    check_rate(sum(significant), PAIRS, f"p < {LEVEL} of {what}")
+    alerts = sum(entry["alert"] for entry in told)
+    assert alerts == sum(s and e["effect"] > threshold for s, e in zip(significant, told, strict=True))
+    assert 0 < alerts <= sum(significant)
+    return alerts, sum(significant)
+
+
 @pytest.mark.parametrize(("n", "m", "threshold"), [(1000, 1300, 0.06), (150, 170, THRESHOLDS["KS"])])
 def test_kolmogorov_and_smirnov_alarm_as_often_as_their_level_says(server, client, n, m, threshold):
     draw = np.random.default_rng([21, n])
@@ -66,15 +73,9 @@ def test_kolmogorov_and_smirnov_alarm_as_often_as_their_level_says(server, clien
         for name, a, b in zip(names, old, new, strict=True)
         for v in verdicts(name, Baseline("SAMPLES", numbers=a), Window(b.tolist()), thresholds)
     ]
-    told = Drift(server)(VIEW, "METHOD", "KS", "THRESHOLD", repr(threshold))
-    check(told, expected, "pairs of one distribution")
-    significant = [entry["p_value"] < LEVEL for entry in told]
-    check_rate(sum(significant), PAIRS, f"p < {LEVEL} of {n} and {m} values")
-    alerts = sum(entry["alert"] for entry in told)
-    assert alerts == sum(s and e["effect"] > threshold for s, e in zip(significant, told, strict=True))
+    alerts, significant = check_alarms(server, "KS", threshold, expected, f"{n} and {m} values")
     # Some are significant without an effect, or all that are have one: the threshold of this case says which.
-    assert 0 < alerts <= sum(significant)
-    assert (alerts < sum(significant)) == (n == 1000)
+    assert (alerts < significant) == (n == 1000)
 
 
 @pytest.mark.parametrize(("n", "m", "threshold"), [(1000, 1300, 0.08), (200, 220, THRESHOLDS["CHI2"])])
@@ -103,13 +104,7 @@ def test_pearsons_test_alarms_as_often_as_its_level_says(server, client, n, m, t
         for name, a, b in zip(names, counts, new, strict=True)
         for v in verdicts(name, Baseline(form, counts=a), Window([b"c%d" % x for x in b]), thresholds)
     ]
-    told = Drift(server)(VIEW, "METHOD", "CHI2", "THRESHOLD", repr(threshold))
-    check(told, expected, "pairs of one distribution")
-    significant = [entry["p_value"] < LEVEL for entry in told]
-    check_rate(sum(significant), PAIRS, f"p < {LEVEL} of {n} and {m} values")
-    alerts = sum(entry["alert"] for entry in told)
-    assert alerts == sum(s and e["effect"] > threshold for s, e in zip(significant, told, strict=True))
-    assert 0 < alerts <= sum(significant)
+    check_alarms(server, "CHI2", threshold, expected, f"{n} and {m} values")
 
 
 # What each method must catch, and what it must not: the same change, a little over its threshold and a little under.

@@ -9,8 +9,7 @@ import json
 
 import numpy as np
 import pytest
-from scipy import stats
-from test_drift_state import (
+from drifting_view import (
     alerts_written,
     await_checks,
     define,
@@ -21,9 +20,11 @@ from test_drift_state import (
     traffic,
     typed,
 )
+from scipy import stats
 from test_persistence import ALWAYS
-from test_replication import assert_same, fail_over, is_answering
-from test_window_state import clock_ms, fs
+from test_replication import assert_same, fail_over
+from test_resync import is_answering
+from windowed_view import clock_ms, fs
 
 from server import await_until
 
@@ -301,45 +302,6 @@ def test_the_figures_of_the_module_count_alerts_and_checks(server):
     assert after["drift_alerts_started"] == 3
     assert after["drift_checks"] >= before["drift_checks"] + 6
     assert after["drift_samples_bytes"] > 0
-
-
-def test_windows_and_baselines_stay_within_their_memory(fresh_server):
-    server = fresh_server()
-    client = typed(server)
-    numeric = {"n": "INT", "x": "FLOAT", "flag": "BOOL", "seen": "TIMESTAMP"}
-
-    def held() -> int:
-        return module_info(server)["drift_samples_bytes"]
-
-    assert held() == 0
-    schema = " ".join(f"{name} {type_}" for name, type_ in numeric.items())
-    fs(client, f"FS.REGISTER profile ENTITY user LOG OFF SCHEMA {schema}")
-    for begin in range(0, 60_000, 10_000):
-        rows = range(begin, begin + 10_000)
-        publish_rows(client, [{"n": i, "x": i / 7, "flag": i % 2 > 0, "seen": 10**12 + i} for i in rows])
-    windows = held()
-    for name in numeric:
-        fs(client, f"FS.BASELINE profile {name} STATS mean {10**12 if name == 'seen' else 1} stddev 1")
-    sizes = [drift(client, "profile", name)[name, "MEAN"]["current_n"] for name in numeric]
-    assert min(sizes) > 8_000
-    assert 9 * sum(sizes) <= windows <= 120_000 * len(numeric)
-    for name in numeric.keys() - {"flag"}:
-        fs(client, f"FS.BASELINE profile {name} SAMPLES 10000", *range(10**12, 10**12 + 10_000))
-    assert windows + 3 * 80_000 <= held() <= windows + 3 * 120_000
-    # What has no length of its own: texts by their beginning, vectors by their sum, lists by their number.
-    for name, words, least, most, value in (
-        ("text", "s STRING", 640_000, 2_000_000, lambda i: f"{i}" + "t" * 2_000),
-        ("vector", "v VECTOR 64", 64 * 4, 48 * 64 * 8 + 2_000, lambda i: [i] * 64),
-        ("list", "l LIST", 0, 4_000, lambda i: [i] * 64),
-    ):
-        before = held()
-        fs(client, f"FS.REGISTER {name} ENTITY user LOG OFF SCHEMA {words}")
-        publish_rows(client, [{words[0]: value(i)} for i in range(12_000)], view=name)
-        assert least <= held() - before <= most, name
-        fs(client, f"FS.DROP {name}")
-        assert held() == before
-    fs(client, "FS.DROP profile")
-    assert held() == 0
 
 
 def test_no_interval_is_no_check(server):

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from drifting_view import await_checks, publish_rows, typed
 from test_drift_alerts import QUICK, told
-from test_drift_state import await_checks, publish_rows, typed
-from test_window_state import fs
+from windowed_view import fs
 
 from server import await_until
 

@@ -36,11 +36,6 @@ TIME_MS = 1_700_000_000_000
 
 
 @pytest.fixture
-def client(server):
-    return server.client()
-
-
-@pytest.fixture
 def wire(server):
     with Wire(server) as connection:
         yield connection

@@ -395,11 +395,6 @@ def test_the_generated_pairs_cover_every_method(coverage):
 # Rules by themselves
 
 
-@pytest.fixture
-def client(server):
-    return server.client()
-
-
 def view_of(client, schema: str, *options: str, view: str = "rides") -> None:
     words = ["FS.REGISTER", view, "ENTITY", "ride", *options, "SCHEMA", *schema.split()]
     assert client.execute_command(*words) == b"OK"

@@ -16,11 +16,6 @@ SCHEMA = " ".join(f"{name} {type_}" for name, type_ in TYPES.items())
 ROW = "fs:v1:profile:u1"
 
 
-@pytest.fixture
-def client(server):
-    return server.client()
-
-
 @pytest.fixture(params=[2, 3], ids=["RESP2", "RESP3"])
 def reader(server, request):
     reader = server.client(protocol=request.param)
