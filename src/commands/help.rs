@@ -21,7 +21,11 @@ impl Command for Help {
         categories: c"fs fast connection",
         arity: -1,
         keys: Keys::None,
-        arguments: &[Argument::one_of(c"topic", &[Argument::text(c"command"), Argument::word(c"REFERENCE")]).optional()],
+        arguments: &[Argument::one_of(
+            c"topic",
+            &[Argument::text(c"command").multiple(), Argument::word(c"REFERENCE")],
+        )
+        .optional()],
         reply: "An array of lines. With `REFERENCE`, this page as one string of Markdown.",
         notes: "",
     };
@@ -29,20 +33,19 @@ impl Command for Help {
     fn run(call: &Call<'_>) -> Result<()> {
         let context = call.context;
         let mut arguments = call.arguments();
-        let topic = if arguments.is_empty() { None } else { Some(arguments.next("topic")?) };
-        arguments.finish()?;
-        let lines: Vec<String> = match topic {
-            None => super::ALL
-                .iter()
-                .flat_map(|entry| [syntax(&entry.spec), format!("    {}", text(entry.spec.summary))])
-                .collect(),
+        let topic = if arguments.is_empty() { None } else { Some(arguments.rest().join(&b' ')) };
+        let lines: Vec<String> = match topic.as_deref() {
+            None => lines(""),
             Some(word) if word.eq_ignore_ascii_case(b"REFERENCE") => {
                 context.reply_text(&reference());
                 return Ok(());
             }
             Some(name) => {
-                let spec = find(name).ok_or_else(|| Error::syntax(format!("there is no command '{}'", shown(name))))?;
-                section(spec).lines().map(str::to_owned).collect()
+                let found = find(name);
+                if found.is_empty() {
+                    return Err(Error::syntax(format!("there is no command '{}'", shown(name))));
+                }
+                found.iter().flat_map(|spec| section(spec).lines().map(str::to_owned).collect::<Vec<_>>()).collect()
             }
         };
         context.reply_array(lines.len());
@@ -51,12 +54,26 @@ impl Command for Help {
     }
 }
 
-fn find(name: &[u8]) -> Option<&'static Spec> {
+/// Two lines for each command whose name begins so: its syntax and its summary.
+pub(super) fn lines(prefix: &str) -> Vec<String> {
+    let named = commands().filter(|spec| text(spec.name).starts_with(prefix));
+    named.flat_map(|spec| [syntax(spec), format!("    {}", text(spec.summary))]).collect()
+}
+
+/// All commands that can be called; containers cannot.
+fn commands() -> impl Iterator<Item = &'static Spec> {
+    super::ALL.iter().filter(|entry| !entry.is_container()).map(|entry| &entry.spec)
+}
+
+/// The command of that name, or all of a container.
+fn find(name: &[u8]) -> Vec<&'static Spec> {
     let prefixed = [b"FS.", name].concat();
-    super::ALL.iter().map(|entry| &entry.spec).find(|spec| {
+    let is_meant = |spec: &&Spec| {
         let own = spec.name.to_bytes();
-        own.eq_ignore_ascii_case(name) || own.eq_ignore_ascii_case(&prefixed)
-    })
+        let container = own.split(|b| *b == b' ').next().unwrap_or(own);
+        [own, container].iter().any(|own| own.eq_ignore_ascii_case(name) || own.eq_ignore_ascii_case(&prefixed))
+    };
+    commands().filter(is_meant).collect()
 }
 
 fn text(text: &'static CStr) -> &'static str {
@@ -129,8 +146,8 @@ fn reference() -> String {
          Made from the commands' own specifications (`FS.HELP REFERENCE`); `COMMAND DOCS` tells the same. Errors read \
          `CODE message` and name the view, the feature and the offending value. The store lives in database 0.\n\n",
     );
-    for entry in super::ALL {
-        out.push_str(&section(&entry.spec));
+    for spec in commands() {
+        out.push_str(&section(spec));
         out.push('\n');
     }
     out.push_str("## Settings\n\n`CONFIG SET name value`, or in the configuration file.\n\n");

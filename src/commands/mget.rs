@@ -81,11 +81,15 @@ pub(super) fn row_of_same_view<'a>(call: &Call<'a>, place: usize, view: &Feature
 /// Refuses a reply that would be out of all proportion, before anything is read.
 pub(super) fn check_reply_size(view: &FeatureView, features: &[usize], rows: usize) -> Result<()> {
     let width: usize = features.iter().map(|f| view.features()[*f].columns().unwrap_or(1)).sum();
-    let values = width.saturating_mul(rows);
+    check_values(width.saturating_mul(rows), || format!("view '{}'", view.name))
+}
+
+/// The same, for that many values of a view or a service.
+pub(super) fn check_values(values: usize, of: impl FnOnce() -> String) -> Result<()> {
     if values > VALUES_MAX {
         return Err(Error::syntax(format!(
-            "{values} values of view '{}' are asked for, allowed are {VALUES_MAX}: ask for fewer at a time",
-            view.name
+            "{values} values of {} are asked for, allowed are {VALUES_MAX}: ask for fewer at a time",
+            of()
         )));
     }
     Ok(())

@@ -21,9 +21,12 @@ mod info;
 mod mget;
 mod mpublish;
 mod publish;
+mod rank;
 mod register;
 mod replay;
 mod scan;
+mod serve;
+mod service;
 mod tensor;
 mod trim;
 mod views;
@@ -49,6 +52,14 @@ pub(crate) const ALL: &[Entry] = &[
     Entry::of::<mget::Mget>(),
     Entry::of::<tensor::Tensor>(),
     Entry::of::<scan::Scan>(),
+    Entry::container(service::CONTAINER),
+    Entry::of::<service::Set>(),
+    Entry::of::<service::Get>(),
+    Entry::of::<service::Del>(),
+    Entry::of::<service::List>(),
+    Entry::of::<service::Help>(),
+    Entry::of::<serve::Serve>(),
+    Entry::of::<rank::Rank>(),
     Entry::of::<explain::Explain>(),
     Entry::of::<consumer::Consumer>(),
     Entry::of::<consume::Consume>(),
@@ -89,6 +100,8 @@ fn version_before_feature(
 const KEY: Argument = Argument::key(c"key");
 /// `key [key ...]`.
 const KEYS: Argument = Argument::key(c"key").multiple();
+/// `service`, the name of a feature service.
+const SERVICE: Argument = Argument::text(c"service");
 /// `features`, comma-separated or `*`.
 const FEATURES: Argument = Argument::text(c"features");
 /// `feature value [feature value ...]`.

@@ -150,7 +150,7 @@ impl Command for Register {
 }
 
 /// Definitions live in the RDB's auxiliary data. An AOF that is rewritten as plain commands has no place for them.
-fn refuse_if_a_rewrite_would_lose_it(context: Context<'_>) -> Result<()> {
+pub(super) fn refuse_if_a_rewrite_would_lose_it(context: Context<'_>) -> Result<()> {
     if context.flags().has_no_user() {
         return Ok(());
     }

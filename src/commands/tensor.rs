@@ -45,21 +45,19 @@ impl Command for Tensor {
             None => return view.tensor_columns(&request.features).map(|_| ()),
         };
         let keys = call.arguments().len() - 1;
-        let bytes = columns.iter().sum::<usize>().saturating_mul(keys).saturating_mul(4);
-        if bytes > TENSOR_BYTES_MAX {
-            return Err(Error::syntax(format!(
-                "the tensor would have {bytes} bytes, allowed are {TENSOR_BYTES_MAX}: ask for fewer rows at a time"
-            )));
-        }
+        let bytes = checked_bytes(columns.iter().sum(), keys)?;
         let words = words(context);
-        let mut tensor = Vec::with_capacity(bytes);
+        let mut tensor = vec![0; bytes];
+        let mut rest = tensor.as_mut_slice();
         let mut row = Rows::new(&prepared, &request.features, Times::IfAged, ReadAt::Clock(context.now_ms()));
         for place in 2..2 + keys {
             row.clear();
             row.read(context, &words, row_of_same_view(call, place, view)?)?;
             for (place, (feature, width)) in request.features.iter().zip(columns).enumerate() {
                 let served = row.serve(0, place);
-                let has_number = write_columns(view, *feature, served.value.as_ref(), *width, &mut tensor);
+                let (numbers, after) = std::mem::take(&mut rest).split_at_mut(width * 4);
+                rest = after;
+                let has_number = write_columns(view, *feature, served.value.as_ref(), numbers);
                 if !has_number || served.status == Status::Invalid {
                     add(&prepared.log.counters.invalid_values, 1);
                 }
@@ -69,4 +67,15 @@ impl Command for Tensor {
         context.reply_bytes(&tensor);
         Ok(())
     }
+}
+
+/// The size of a tensor of that many columns and rows; more than a string of the protocol takes is refused.
+pub(super) fn checked_bytes(columns: usize, rows: usize) -> Result<usize> {
+    let bytes = columns.saturating_mul(rows).saturating_mul(4);
+    if bytes > TENSOR_BYTES_MAX {
+        return Err(Error::syntax(format!(
+            "the tensor would have {bytes} bytes, allowed are {TENSOR_BYTES_MAX}: ask for fewer rows at a time"
+        )));
+    }
+    Ok(bytes)
 }

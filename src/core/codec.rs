@@ -9,6 +9,7 @@ use crate::drift::method::Method;
 use crate::drift::steps::Bounds;
 use crate::drift::view::ViewDrift;
 use crate::materialize::TimesChange;
+use crate::service::Service;
 use crate::stream_id::StreamId;
 use crate::value::JsonKind;
 use crate::windows::seen::Sighting;
@@ -18,7 +19,7 @@ use std::fmt;
 use std::sync::Arc;
 
 const EFFECT_FORMAT: u8 = 3;
-const SNAPSHOT_FORMAT: u8 = 2;
+const SNAPSHOT_FORMAT: u8 = 3;
 const DRIFT_FORMAT: u8 = 1;
 /// More than any row, log slice or set of definitions takes; a damaged length cannot allocate beyond it.
 const DECODED_BYTES_MAX: usize = 1 << 30;
@@ -219,6 +220,8 @@ pub struct LogEffect<'a> {
 pub struct Snapshot {
     /// The views, by name.
     pub views: Vec<ViewSnapshot>,
+    /// The services, by name.
+    pub services: Vec<Service>,
     /// Data that is still being deleted.
     pub drops: Vec<DropSnapshot>,
 }
@@ -412,6 +415,7 @@ mod tests {
                     tombstones: vec![(1, field.unwrap_or_default(), id)],
                     window_generations: vec![(1, 2)],
                 }],
+                services: vec![],
                 drops: vec![DropSnapshot { view: name, versions: vec![1, 2], streams: true }],
             };
             prop_assert_eq!(decode_snapshot(&encode_snapshot(&snapshot)), Ok(snapshot));

@@ -11,6 +11,8 @@ pub enum Code {
     NoView,
     /// The view has no such feature.
     NoFeature,
+    /// The service is not set.
+    NoService,
     /// The view is registered with another definition.
     ViewExists,
     /// The name is in use by background work.
@@ -34,6 +36,7 @@ impl Code {
             Code::Err => "ERR",
             Code::NoView => "NOVIEW",
             Code::NoFeature => "NOFEATURE",
+            Code::NoService => "NOSERVICE",
             Code::ViewExists => "VIEWEXISTS",
             Code::Busy => "BUSY",
             Code::Schema => "SCHEMA",

@@ -60,6 +60,11 @@ impl FeatureType {
         matches!(self, FeatureType::Int | FeatureType::Float | FeatureType::Bool | FeatureType::Timestamp)
     }
 
+    /// Is a value of it several numbers?
+    pub fn is_vector(self) -> bool {
+        matches!(self, FeatureType::Vector(_))
+    }
+
     /// The type's name without its dimension.
     pub fn name(self) -> &'static str {
         match self {

@@ -22,6 +22,7 @@ pub mod materialize;
 pub mod registry;
 pub mod row;
 pub mod schema_syntax;
+pub mod service;
 pub mod stream_id;
 pub mod time;
 pub mod update;

@@ -6,6 +6,7 @@ use crate::definition::FeatureView;
 use crate::document::{parse_document, to_document};
 use crate::error::{shown, Code, Error, Result};
 use crate::schema_syntax::Alteration;
+use crate::service::Service;
 use crate::stream_id::StreamId;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -69,10 +70,11 @@ impl View {
     }
 }
 
-/// Every view, by name.
+/// Every view and every service, by name.
 #[derive(Debug, Clone, Default)]
 pub struct Registry {
     views: BTreeMap<String, View>,
+    services: BTreeMap<String, Arc<Service>>,
     /// Data of dropped versions that is still being deleted.
     pub drops: Vec<DropSnapshot>,
 }
@@ -175,6 +177,29 @@ impl Registry {
         self.views.iter_mut()
     }
 
+    /// Sets a service, in place of one of that name.
+    pub fn set_service(&mut self, service: Service) {
+        self.services.insert(service.name.clone(), Arc::new(service));
+    }
+
+    /// A service by name.
+    pub fn service(&self, name: &[u8]) -> Result<&Arc<Service>> {
+        let found = std::str::from_utf8(name).ok().and_then(|n| self.services.get(n));
+        found.ok_or_else(|| Error::new(Code::NoService, format!("service '{}' is not set", shown(name))))
+    }
+
+    /// Removes a service.
+    pub fn delete_service(&mut self, name: &[u8]) -> Result<()> {
+        let name = self.service(name)?.name.clone();
+        self.services.remove(&name);
+        Ok(())
+    }
+
+    /// All services, by name.
+    pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.services.values()
+    }
+
     /// All of it, to be written.
     pub fn to_snapshot(&self) -> Snapshot {
         let views = self.views.iter().map(|(name, view)| {
@@ -190,7 +215,8 @@ impl Registry {
                 window_generations: view.window_generations.iter().map(|(v, g)| (*v, *g)).collect(),
             }
         });
-        Snapshot { views: views.collect(), drops: self.drops.clone() }
+        let services = self.services.values().map(|service| Service::clone(service));
+        Snapshot { views: views.collect(), services: services.collect(), drops: self.drops.clone() }
     }
 
     /// Reads it back. An error names the definition that cannot be read; nothing is half loaded.
@@ -208,13 +234,18 @@ impl Registry {
             view.window_generations = saved.window_generations.into_iter().collect();
             view.tombstones = saved.tombstones.into_iter().map(|(v, id, stream_id)| ((v, id), stream_id)).collect();
         }
+        for service in snapshot.services {
+            // Its views may be gone: that is told when it is asked.
+            service.check()?;
+            registry.set_service(service);
+        }
         registry.drops = snapshot.drops;
         Ok(registry)
     }
 
     /// True when there is nothing to save.
     pub fn is_empty(&self) -> bool {
-        self.views.is_empty() && self.drops.is_empty()
+        self.views.is_empty() && self.services.is_empty() && self.drops.is_empty()
     }
 }
 
@@ -284,6 +315,8 @@ mod tests {
         view.stopped = true;
         view.cursor = Some(Cursor { id: StreamId { ms: 5, seq: 1 }, entries_read: Some(9) });
         view.bury(1, b"\xff", StreamId { ms: 4, seq: 0 });
+        let service = Service::parse(b"s", &mut Arguments::new(&[b"FEATURES", b"1", b"profile:a"]), &registry);
+        registry.set_service(service.expect("a service"));
         let bytes = encode_snapshot(&registry.to_snapshot());
         let loaded = Registry::from_snapshot(decode_snapshot(&bytes).expect("bytes")).expect("definitions");
         assert_eq!(loaded.to_snapshot(), registry.to_snapshot());

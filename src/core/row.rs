@@ -105,33 +105,27 @@ pub fn is_outside_max_age(view: &FeatureView, feature: usize, event_time_ms: Opt
     }
 }
 
-/// Appends a served feature's tensor columns: its number or numbers, NaN where it has none.
+/// Writes a served feature's tensor columns: its number or numbers, NaN where it has none.
 ///
-/// `columns`: as [`FeatureView::tensor_columns`] says. Answers false when a stored value has no number (a STRING that
-/// is none of VALUES), which then counts as absent: the default, or NaN.
-pub fn write_columns(
-    view: &FeatureView,
-    feature: usize,
-    value: Option<&Value<'_>>,
-    columns: usize,
-    out: &mut Vec<u8>,
-) -> bool {
+/// `out`: four bytes for each column that [`FeatureView::tensor_columns`] says. Answers false when a stored value has
+/// no number (a STRING that is none of VALUES), which then counts as absent: the default, or NaN.
+pub fn write_columns(view: &FeatureView, feature: usize, value: Option<&Value<'_>>, out: &mut [u8]) -> bool {
     let definition = &view.features()[feature];
     let mut numbers = |value: &Value<'_>| match (definition.ty, value) {
         (FeatureType::Vector(_), Value::Vector(v)) => {
-            v.iter().for_each(|x| out.extend_from_slice(&x.to_le_bytes()));
+            out.chunks_exact_mut(4).zip(v).for_each(|(out, x)| out.copy_from_slice(&x.to_le_bytes()));
             true
         }
         (FeatureType::String, Value::String(text)) => match definition.values.index_of(text) {
             Some(index) => {
-                out.extend_from_slice(&(index as f32).to_le_bytes());
+                out.copy_from_slice(&(index as f32).to_le_bytes());
                 true
             }
             None => false,
         },
         (_, value) => match value.as_f32() {
             Some(number) => {
-                out.extend_from_slice(&number.to_le_bytes());
+                out.copy_from_slice(&number.to_le_bytes());
                 true
             }
             None => false,
@@ -141,7 +135,7 @@ pub fn write_columns(
         return true;
     }
     if !definition.default.as_ref().is_some_and(&mut numbers) {
-        (0..columns).for_each(|_| out.extend_from_slice(&f32::NAN.to_le_bytes()));
+        out.chunks_exact_mut(4).for_each(|out| out.copy_from_slice(&f32::NAN.to_le_bytes()));
     }
     value.is_none()
 }
@@ -186,9 +180,8 @@ mod tests {
     fn a_tensor_holds_numbers_defaults_or_nan() {
         let view = view();
         let columns = |feature: usize, value: Option<Value<'_>>| {
-            let mut out = Vec::new();
-            let width = view.tensor_columns(&[feature]).expect("a number")[0];
-            let clean = write_columns(&view, feature, value.as_ref(), width, &mut out);
+            let mut out = vec![0; view.tensor_columns(&[feature]).expect("a number")[0] * 4];
+            let clean = write_columns(&view, feature, value.as_ref(), &mut out);
             let numbers: Vec<f32> = out.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
             (numbers, clean)
         };

@@ -4,7 +4,8 @@ use crate::server::api::{api, Context, Replication, ServerString};
 use feature_store_core::error::shown;
 use feature_store_core::{Code, Error, Result};
 use redis_module::raw;
-use std::ffi::c_int;
+use std::ffi::{c_char, c_int};
+use std::mem::transmute;
 use std::ptr::NonNull;
 use wildmatch::WildMatch;
 
@@ -73,6 +74,27 @@ impl Caller {
                     unsafe { api!(RedisModule_ACLCheckKeyPermissions(user.as_ptr(), key.as_ptr(), access.flags())) };
                 status == raw::REDISMODULE_OK as c_int
             }
+        }
+    }
+
+    /// May the user do this with all keys that begin so? A server that cannot say says no: keys are asked for one by one
+    /// then.
+    pub(crate) fn may_all(&self, prefix: &str, access: Access) -> bool {
+        /// As Valkey has it since version 9; the crate knows the one of Redis.
+        type CheckPrefix =
+            unsafe extern "C" fn(*mut raw::RedisModuleUser, *const c_char, usize, std::ffi::c_uint) -> c_int;
+        // SAFETY: reads a static that loading has set; the function is Valkey's, whose arguments are these.
+        let check = unsafe { raw::RedisModule_ACLCheckKeyPrefixPermissions.map(|f| transmute::<_, CheckPrefix>(f)) };
+        match (self, check) {
+            (Caller::Nobody, _) => true,
+            (Caller::User(user, _), Some(check)) => {
+                // SAFETY: the user is alive, the prefix is readable for its length.
+                let status = unsafe {
+                    check(user.as_ptr(), prefix.as_ptr().cast::<c_char>(), prefix.len(), access.flags() as u32)
+                };
+                status == raw::REDISMODULE_OK as c_int
+            }
+            (Caller::User(..), None) | (Caller::Unknown, _) => false,
         }
     }
 

@@ -7,14 +7,14 @@ use feature_store_core::keys::RowKey;
 use feature_store_core::{Error, Result};
 use redis_module::raw;
 use smallvec::SmallVec;
-use std::ffi::{c_int, CStr};
+use std::ffi::{c_int, CStr, CString};
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// All that is known of a command. COMMAND DOCS, ACLs, FS.HELP and the reference are made from it.
 pub(crate) struct Spec {
-    /// Its name.
+    /// Its name; of a subcommand two words, the first being that of its container.
     pub(crate) name: &'static CStr,
     /// One line.
     pub(crate) summary: &'static CStr,
@@ -36,6 +36,13 @@ pub(crate) struct Spec {
     pub(crate) reply: &'static str,
     /// More for the reference, in Markdown.
     pub(crate) notes: &'static str,
+}
+
+impl Spec {
+    /// How many arguments its name takes.
+    fn name_words(&self) -> usize {
+        1 + usize::from(self.name.to_bytes().contains(&b' '))
+    }
 }
 
 /// What a command does with its keys.
@@ -137,12 +144,22 @@ type Function = unsafe extern "C" fn(*mut raw::RedisModuleCtx, *mut *mut raw::Re
 pub(crate) struct Entry {
     /// All that is known of it.
     pub(crate) spec: Spec,
-    function: Function,
+    /// None: it is a container of subcommands, which follow it.
+    function: Option<Function>,
 }
 
 impl Entry {
     pub(crate) const fn of<C: Command>() -> Self {
-        Entry { spec: C::SPEC, function: enter::<C> }
+        Entry { spec: C::SPEC, function: Some(enter::<C>) }
+    }
+
+    /// A container of subcommands.
+    pub(crate) const fn container(spec: Spec) -> Self {
+        Entry { spec, function: None }
+    }
+
+    pub(crate) fn is_container(&self) -> bool {
+        self.function.is_none()
     }
 }
 
@@ -151,13 +168,15 @@ pub(crate) struct Call<'a> {
     /// The server.
     pub(crate) context: Context<'a>,
     strings: &'a [ServerString],
+    /// How many of them the command's name is.
+    name_words: usize,
     bytes: SmallVec<[&'a [u8]; 32]>,
 }
 
 impl<'a> Call<'a> {
     /// The arguments after the command's name.
     pub(crate) fn arguments(&self) -> Arguments<'_> {
-        Arguments::new(&self.bytes[1..])
+        Arguments::new(&self.bytes[self.name_words..])
     }
 
     /// An argument by its place; 0 is the command's name.
@@ -184,7 +203,8 @@ unsafe extern "C" fn enter<C: Command>(
         if context.selected_db() != 0 {
             return Err(Error::syntax("the feature store lives in database 0: SELECT 0 first"));
         }
-        C::run(&Call { context, strings, bytes: strings.iter().map(ServerString::bytes).collect() })
+        let name_words = C::SPEC.name_words();
+        C::run(&Call { context, strings, name_words, bytes: strings.iter().map(ServerString::bytes).collect() })
     };
     match catch_unwind(AssertUnwindSafe(run)) {
         Ok(Ok(())) => {}
@@ -291,7 +311,9 @@ fn raw_arguments(
 /// Registers a command with all that is known of it. Call while the module loads.
 pub(crate) fn register(context: Context<'_>, entry: &Entry) -> std::result::Result<(), String> {
     let spec = &entry.spec;
-    let failed = |what: &str| format!("{what} of {} could not be registered", spec.name.to_string_lossy());
+    let text = spec.name.to_string_lossy();
+    let c_string = |text: &str| CString::new(text).expect("a name holds no NUL");
+    let failed = |what: &str| format!("{what} of {text} could not be registered");
     let ok = raw::REDISMODULE_OK as c_int;
     let mut key_specs = key_specs(spec.keys);
     let mut kept = Vec::new();
@@ -314,11 +336,23 @@ pub(crate) fn register(context: Context<'_>, entry: &Entry) -> std::result::Resu
     };
     // SAFETY: strings end in NUL and are static; the server copies the rest. The function has the API's signature.
     unsafe {
-        let (name, flags) = (spec.name.as_ptr(), spec.flags.as_ptr());
-        if api!(RedisModule_CreateCommand(context.as_ptr(), name, Some(entry.function), flags, 0, 0, 0)) != ok {
+        let flags = spec.flags.as_ptr();
+        let created = match text.split_once(' ') {
+            None => {
+                api!(RedisModule_CreateCommand(context.as_ptr(), spec.name.as_ptr(), entry.function, flags, 0, 0, 0))
+            }
+            Some((container, own)) => {
+                let (container, own) = (c_string(container), c_string(own));
+                let container = api!(RedisModule_GetCommand(context.as_ptr(), container.as_ptr()));
+                api!(RedisModule_CreateSubcommand(container, own.as_ptr(), entry.function, flags, 0, 0, 0))
+            }
+        };
+        if created != ok {
             return Err(failed("the name"));
         }
-        let command = api!(RedisModule_GetCommand(context.as_ptr(), name));
+        // The server's own spelling of a subcommand.
+        let full_name = c_string(&text.replace(' ', "|"));
+        let command = api!(RedisModule_GetCommand(context.as_ptr(), full_name.as_ptr()));
         if api!(RedisModule_SetCommandInfo(command, &info)) != ok {
             return Err(failed("the description"));
         }

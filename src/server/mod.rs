@@ -27,6 +27,7 @@ pub(crate) mod replay;
 pub(crate) mod reply;
 pub(crate) mod rows;
 pub(crate) mod samples;
+pub(crate) mod serving;
 pub(crate) mod state;
 pub(crate) mod streams;
 pub(crate) mod window_type;

@@ -10,6 +10,7 @@ use feature_store_core::definition::FeatureView;
 use feature_store_core::keys::{dead_letter_key, row_prefix, stream_key, RowKey, FEATURE_VIEW, TIMES, UPDATED_AT};
 use feature_store_core::log_entry::{APPLIED, ENTITY_ID, EVENT_ID, FEATURES, FEATURE_VIEW as ENTRY_VIEW, TIMESTAMP};
 use feature_store_core::registry::Registry;
+use feature_store_core::service::{Part, Plan, Service};
 use feature_store_core::{Code, Error, Result};
 use lazy_static::lazy_static;
 use rustc_hash::FxHashMap;
@@ -57,6 +58,9 @@ pub(crate) struct State {
     pub(crate) resyncing: bool,
     /// The registry prepared for the hot path.
     prepared: FxHashMap<String, Prepared>,
+    /// Counts changes of what is prepared: services that were planned before are planned again.
+    generation: u64,
+    services: FxHashMap<String, Rc<PreparedService>>,
     /// Consumers, replays, deletions.
     pub(crate) background: Background,
     /// Figures since the start.
@@ -93,6 +97,17 @@ pub(crate) struct PreparedView {
     pub(crate) samples: Samples,
     /// The last request for features by a list of names: a model asks for the same again and again.
     last_request: RefCell<Option<Rc<Request>>>,
+}
+
+/// A service with the views that it reads.
+pub(crate) struct PreparedService {
+    /// As it was set.
+    pub(crate) service: Arc<Service>,
+    /// How it is read.
+    pub(crate) plan: Plan,
+    /// The view of each part of the plan.
+    pub(crate) views: Vec<Rc<PreparedView>>,
+    generation: u64,
 }
 
 /// A list of features, resolved.
@@ -157,11 +172,13 @@ impl State {
     pub(crate) fn prepare_all(&mut self) {
         let names: Vec<String> = self.registry.views().map(|(name, _)| name.clone()).collect();
         self.prepared.retain(|name, _| self.registry.view(name.as_bytes()).is_ok());
+        self.forget_plans();
         names.iter().for_each(|name| self.prepare(name));
     }
 
     /// Prepares a view for the hot path after the registry changed. Its log keeps what it knows.
     pub(crate) fn prepare(&mut self, name: &str) {
+        self.generation += 1;
         let Ok(view) = self.registry.view(name.as_bytes()) else {
             self.prepared.remove(name);
             return;
@@ -216,6 +233,28 @@ impl State {
             )),
             None => Err(Error::new(Code::NoView, format!("view '{}' is not registered", key.view))),
         }
+    }
+
+    /// A service, planned by the definitions as they are now.
+    pub(crate) fn service(&mut self, name: &[u8]) -> Result<Rc<PreparedService>> {
+        let known = std::str::from_utf8(name).ok().and_then(|name| self.services.get(name));
+        if let Some(known) = known.filter(|known| known.generation == self.generation) {
+            return Ok(Rc::clone(known));
+        }
+        let service = Arc::clone(self.registry.service(name)?);
+        let plan = service.plan(&self.registry)?;
+        let prepared_version = |part: &Part| self.prepared_version(&part.view.name, part.view.version);
+        let views = plan.parts.iter().map(|part| prepared_version(part).expect("every registered view is prepared"));
+        let views = views.collect();
+        let prepared = Rc::new(PreparedService { generation: self.generation, views, plan, service });
+        self.services.insert(prepared.service.name.clone(), Rc::clone(&prepared));
+        Ok(prepared)
+    }
+
+    /// Forgets what was planned, after services changed.
+    pub(crate) fn forget_plans(&mut self) {
+        self.generation += 1;
+        self.services.clear();
     }
 
     /// The log of a view that a command names.

@@ -1,0 +1,156 @@
+//! Reading for services: rows of several views by entity id.
+
+use crate::server::acl::{Access, Caller};
+use crate::server::api::{Context, ServerString};
+use crate::server::logs::add;
+use crate::server::rows::{Rows, Times};
+use crate::server::state::{words, PreparedService, PreparedView};
+use feature_store_core::row::{write_columns, Status};
+use feature_store_core::service::{write_pair_id, Part, Role};
+use feature_store_core::windows::state::ReadAt;
+use feature_store_core::Result;
+
+/// Who is asked about, with checked ids.
+pub(crate) struct Subjects<'a> {
+    /// The one that is ranked for.
+    pub(crate) context_id: Option<&'a [u8]>,
+    /// The entities, or the candidates: a row of the answer each.
+    pub(crate) ids: &'a [&'a [u8]],
+}
+
+impl Subjects<'_> {
+    /// How many rows a part reads.
+    fn rows(&self, role: Role) -> usize {
+        match role {
+            Role::Context => 1,
+            Role::Entity | Role::Candidate | Role::Pair => self.ids.len(),
+        }
+    }
+
+    /// Which row of a part belongs to a row of the answer.
+    pub(crate) fn row_of(role: Role, row: usize) -> usize {
+        match role {
+            Role::Context => 0,
+            Role::Entity | Role::Candidate | Role::Pair => row,
+        }
+    }
+
+    /// The keys of a part's rows, in their order.
+    fn keys<'k>(&'k self, role: Role, view: &'k PreparedView) -> impl Iterator<Item = ServerString> + 'k {
+        let mut key = view.row_prefix.clone().into_bytes();
+        (0..self.rows(role)).map(move |row| {
+            key.truncate(view.row_prefix.len());
+            match (role, self.context_id) {
+                (Role::Context, Some(id)) => key.extend_from_slice(id),
+                (Role::Pair, Some(id)) => write_pair_id(id, self.ids[row], &mut key),
+                _ => key.extend_from_slice(self.ids[row]),
+            }
+            ServerString::new(&key)
+        })
+    }
+}
+
+/// The parts of a service with their views.
+fn parts(service: &PreparedService) -> impl Iterator<Item = (&Part, &PreparedView)> {
+    service.plan.parts.iter().zip(service.views.iter().map(AsRef::as_ref))
+}
+
+/// Refuses a caller who may not read all rows that are asked for.
+pub(crate) fn check_permissions(
+    context: Context<'_>,
+    service: &PreparedService,
+    subjects: &Subjects<'_>,
+) -> Result<()> {
+    let caller = Caller::of(context);
+    for (part, view) in parts(service) {
+        if !caller.may_all(&view.row_prefix, Access::Read) {
+            subjects.keys(part.role, view).try_for_each(|key| caller.require(context, &key, Access::Read))?;
+        }
+    }
+    Ok(())
+}
+
+/// Reads all rows, part by part.
+pub(crate) fn read<'s>(
+    context: Context<'_>,
+    service: &'s PreparedService,
+    subjects: &Subjects<'_>,
+    at: ReadAt,
+) -> Result<Vec<Rows<'s>>> {
+    let words = words(context);
+    let times = if service.service.with_status { Times::Always } else { Times::IfAged };
+    parts(service)
+        .map(|(part, view)| {
+            let mut rows = Rows::new(view, &part.features, times, at);
+            subjects.keys(part.role, view).try_for_each(|key| rows.read(context, &words, &key))?;
+            Ok(rows)
+        })
+        .collect()
+}
+
+/// Rows of numbers, and which of them are present.
+pub(crate) struct Tensor {
+    /// Row by row, little-endian float32.
+    pub(crate) bytes: Vec<u8>,
+    /// A bit for each number in the same order, the lowest of a byte first. Only where the service wants it.
+    pub(crate) present: Option<Vec<u8>>,
+}
+
+impl Tensor {
+    fn mark(&mut self, first: usize, count: usize) {
+        if let Some(present) = &mut self.present {
+            (first..first + count).for_each(|bit| present[bit / 8] |= 1 << (bit % 8));
+        }
+    }
+
+    /// The context's row stands in each row of the answer.
+    fn repeat(&mut self, part: &Part, width: usize, rows: usize) {
+        for (offset, count) in &part.columns {
+            let number = self.bytes[offset * 4..(offset + count) * 4].to_vec();
+            let is_present = self.present.as_ref().is_some_and(|bits| bits[offset / 8] >> (offset % 8) & 1 == 1);
+            for row in 1..rows {
+                let first = row * width + offset;
+                self.bytes[first * 4..(first + count) * 4].copy_from_slice(&number);
+                if is_present {
+                    self.mark(first, *count);
+                }
+            }
+        }
+    }
+}
+
+/// Reads all rows as numbers.
+pub(crate) fn read_tensor(
+    context: Context<'_>,
+    service: &PreparedService,
+    subjects: &Subjects<'_>,
+    at: ReadAt,
+) -> Result<Tensor> {
+    let (width, count) = (service.plan.width(), subjects.ids.len());
+    let words = words(context);
+    let present = service.service.with_status.then(|| vec![0; (width * count).div_ceil(8)]);
+    let mut tensor = Tensor { bytes: vec![0; width * count * 4], present };
+    for (part, view) in parts(service) {
+        let mut rows = Rows::new(view, &part.features, Times::IfAged, at);
+        for (row, key) in subjects.keys(part.role, view).enumerate() {
+            rows.clear();
+            rows.read(context, &words, &key)?;
+            for (place, (feature, (offset, columns))) in part.features.iter().zip(&part.columns).enumerate() {
+                let served = rows.serve(0, place);
+                let first = row * width + offset;
+                let numbers = &mut tensor.bytes[first * 4..(first + columns) * 4];
+                let has_number = write_columns(&view.view, *feature, served.value.as_ref(), numbers);
+                match served.status {
+                    Status::Present if has_number => tensor.mark(first, *columns),
+                    Status::Present | Status::Invalid => add(&view.log.counters.invalid_values, 1),
+                    Status::Default | Status::NotFound | Status::OutsideMaxAge => {}
+                }
+            }
+            rows.note_served(context);
+        }
+        if part.role == Role::Context {
+            tensor.repeat(part, width, count);
+        }
+    }
+    Ok(tensor)
+}
