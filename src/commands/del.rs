@@ -7,7 +7,7 @@ use crate::server::effects::{execute_delete, Effects};
 use crate::server::events::quietly;
 use crate::server::key::{End, Key, KeyType, Mode};
 use crate::server::logs::Log;
-use crate::server::rows::check_row;
+use crate::server::row_change::check_type;
 use crate::server::state::STATE;
 use crate::server::windows;
 use feature_store_core::codec::Effect;
@@ -51,7 +51,7 @@ impl Command for Del {
         for place in 1..=count {
             let (_, prepared) = call.row(place)?;
             let name = call.string(place);
-            check_row(context, name)?;
+            check_type(context, name, &prepared)?;
             rows.push((name, prepared));
         }
         let mut effects = Effects::new(context);

@@ -35,7 +35,7 @@ impl Command for Describe {
                 else a map: `form`, `n`, `missing`, and of `STATS` `mean`, `stddev`, `min`, `max`), `description`, \
                 `columns` (of a tensor; nil: it has no number). With `JSON`, a document that `FS.REGISTER view JSON` \
                 takes back unchanged; its member `tensor` tells offset and width of each feature in a tensor of all \
-                that have numbers.",
+                that have numbers, and its member `packed` the offset and the numpy type of each in a packed row.",
         notes: "Without `VERSION` the newest version is told.",
     };
 
@@ -89,7 +89,7 @@ fn reply(context: Context<'_>, prepared: &PreparedView) {
     context.reply_text("sample_on");
     context.reply_text(view.sample.on.name());
     context.reply_text("storage");
-    context.reply_text("hash");
+    context.reply_text(view.storage.name());
     context.reply_text("description");
     context.reply_text(&view.description);
     context.reply_text("schema");

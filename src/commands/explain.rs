@@ -8,8 +8,7 @@ use crate::server::reply::Protocol;
 use crate::server::rows::{Rows, Times};
 use crate::server::state::{words, PreparedView};
 use feature_store_core::error::shown;
-use feature_store_core::feature_type::FeatureType;
-use feature_store_core::row::Status;
+use feature_store_core::row::{Status, Stored};
 use feature_store_core::time::format_duration;
 use feature_store_core::windows::state::ReadAt;
 use feature_store_core::Result;
@@ -29,8 +28,8 @@ impl Command for Explain {
         keys: Keys::At(1, KeyAccess::Read),
         arguments: &[KEY],
         reply: "A map: `key`, `view`, `version`, `exists`, `event_time_ms` (the row's newest), `expires_in_ms`, and \
-                `features`, an array of maps: `feature`, `type`, `status`, `stored` (the field as it stands in the hash; a \
-                VECTOR as numbers), `served`, `event_time_ms` (of the value, or of its removal), `age_ms`, `ttl_ms` (the \
+                `features`, an array of maps: `feature`, `type`, `status`, `stored` (the field as it stands in the hash, or as \
+                it would; a VECTOR as numbers), `served`, `event_time_ms` (of the value, or of its removal), `age_ms`, `ttl_ms` (the \
                 shorter of its own and the view's), `time_left_ms`, `window_start_ms` and `window_end_ms` (of a window: the \
                 first millisecond inside and the first after it), `reason` (a sentence). For a window `event_time_ms` and \
                 `age_ms` are of the entity's newest event.",
@@ -80,8 +79,9 @@ fn explain(
     let feature = rows.features()[place];
     let definition = &prepared.view.features()[feature];
     let served = rows.serve(0, place);
-    let field = rows.field(0, place);
-    let removed_at_ms = if field.is_none() { rows.times(0).of_absent(feature) } else { None };
+    let stored = rows.stored(0, place);
+    let own_value = stored.value(definition);
+    let removed_at_ms = if stored == Stored::Absent { rows.times(0).of_absent(feature) } else { None };
     let bounds_ms = definition.window.as_ref().map(|window| window.bounds_ms(now_ms));
     // Windows never grow too old.
     let max = if bounds_ms.is_some() { None } else { prepared.view.age_ms_max(feature) };
@@ -100,7 +100,14 @@ fn explain(
             format!("the value is older than its TTL of {}: {otherwise}", max.map_or_else(String::new, format_duration))
         }
         Status::Invalid => {
-            format!("'{}' is not of type {}: {otherwise}", shown(field.unwrap_or_default()), definition.ty)
+            let what = match stored {
+                Stored::Field(field) => format!("'{}' is not of type {}", shown(field), definition.ty),
+                Stored::Packed(bytes) => {
+                    format!("what is packed, '{}', is not of type {}", shown(bytes), definition.ty)
+                }
+                Stored::Absent | Stored::Unreadable => "the row is not packed as the view packs its rows".to_owned(),
+            };
+            format!("{what}: {otherwise}")
         }
     };
     context.reply_map(12);
@@ -111,12 +118,13 @@ fn explain(
     context.reply_text("status");
     context.reply_text(served.status.as_str());
     context.reply_text("stored");
-    match (field, definition.ty, &served.value) {
-        (Some(_), FeatureType::Vector(_), Some(value)) if served.status == Status::Present => {
+    match (stored, &own_value) {
+        (_, Some(value)) if definition.ty.is_vector() && served.status == Status::Present => {
             context.reply_value(protocol, Some(value));
         }
-        (Some(field), ..) => context.reply_bytes(field),
-        (None, ..) => context.reply_nil(),
+        (Stored::Packed(_), Some(value)) => context.reply_bytes(&value.to_field()),
+        (Stored::Field(bytes) | Stored::Packed(bytes), _) => context.reply_bytes(bytes),
+        (Stored::Absent | Stored::Unreadable, _) => context.reply_nil(),
     }
     context.reply_text("served");
     context.reply_value(protocol, served.value.as_ref());

@@ -8,7 +8,7 @@ use crate::server::logs::add;
 use crate::server::reply::Protocol;
 use crate::server::rows::{Rows, Times};
 use crate::server::state::{words, PreparedView};
-use feature_store_core::row::{Served, Status};
+use feature_store_core::row::{Served, Status, Stored};
 use feature_store_core::time::parse_unix_ms;
 use feature_store_core::windows::state::ReadAt;
 use feature_store_core::Result;
@@ -81,7 +81,7 @@ impl Command for Get {
                 context.reply_array(3);
             }
             let served = rows.serve(0, place);
-            reply_served(context, protocol, &prepared, *feature, rows.field(0, place), &served);
+            reply_served(context, protocol, &prepared, *feature, rows.stored(0, place), &served);
             if with_status {
                 context.reply_text(served.status.as_str());
                 context.reply_optional_integer(served.age_ms(at.ms()));
@@ -92,17 +92,17 @@ impl Command for Get {
     }
 }
 
-/// Replies what is served for a feature. `field` is its stored form.
+/// Replies what is served for a feature of which the row holds `stored`.
 pub(super) fn reply_served(
     context: Context<'_>,
     protocol: Protocol,
     prepared: &PreparedView,
     feature: usize,
-    field: Option<&[u8]>,
+    stored: Stored<'_>,
     served: &Served<'_>,
 ) {
-    match (&served.value, field) {
-        (Some(value), Some(field)) if served.status == Status::Present => {
+    match (&served.value, stored) {
+        (Some(value), Stored::Field(field)) if served.status == Status::Present => {
             context.reply_stored(protocol, prepared.view.features()[feature].ty, field, value);
         }
         (value, _) => context.reply_value(protocol, value.as_ref()),

@@ -53,7 +53,7 @@ impl Command for Mget {
             context.reply_array(features.len());
             for (place, feature) in features.iter().enumerate() {
                 let served = rows.serve(row, place);
-                reply_served(context, protocol, &prepared, *feature, rows.field(row, place), &served);
+                reply_served(context, protocol, &prepared, *feature, rows.stored(row, place), &served);
             }
         }
         rows.note_served(context);

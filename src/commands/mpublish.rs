@@ -7,7 +7,7 @@ use crate::server::config;
 use crate::server::effects::Effects;
 use crate::server::logs::add;
 use crate::server::publish::{apply, check_log, check_room, Publication, Source};
-use crate::server::rows::check_row;
+use crate::server::row_change::check_row;
 use crate::server::state::{words, PreparedView};
 use crate::server::windows::check_windows;
 use feature_store_core::time::check_not_future;
@@ -54,7 +54,7 @@ impl Command for Mpublish {
             }
             let name = call.string(place);
             if stamped.update.is_of_row(&prepared.view) {
-                check_row(context, name)?;
+                check_row(context, name, &prepared, &stamped.update)?;
             }
             check_windows(context, &prepared, key.entity_id)?;
             if prepared.view.log {

@@ -59,6 +59,8 @@ impl Command for Scan {
         let (name, version) = (&prepared.view.name, prepared.view.version);
         let (prefix, of_windows) = (&prepared.row_prefix, window_prefix(name, version));
         let windows = prepared.windows.as_ref();
+        let is_packed = prepared.packing.is_some();
+        let type_of_rows = if is_packed { KeyType::String } else { KeyType::Hash };
         let pattern = match windows {
             Some(_) => version_pattern(name, version),
             None => format!("{prefix}*"),
@@ -67,7 +69,7 @@ impl Command for Scan {
         let mut scan: Vec<&[u8]> = vec![cursor, b"MATCH", pattern.as_bytes(), b"COUNT", count.as_bytes()];
         if windows.is_none() {
             // All that matches are rows, so the server can leave out what is none.
-            scan.extend([&b"TYPE"[..], b"hash"]);
+            scan.extend([&b"TYPE"[..], if is_packed { b"string" } else { b"hash" }]);
         }
         let reply = context.call(c"SCAN", &scan, Replication::Local);
         let reply = reply.as_element();
@@ -87,10 +89,10 @@ impl Command for Scan {
             let is_there = || match windows {
                 None => true,
                 Some(_) if key.starts_with(prefix.as_bytes()) => {
-                    Key::open(context, &row, Mode::Read).key_type() == KeyType::Hash
+                    Key::open(context, &row, Mode::Read).key_type() == type_of_rows
                 }
                 Some(windows) => {
-                    Key::open(context, &row, Mode::Read).key_type() != KeyType::Hash
+                    Key::open(context, &row, Mode::Read).key_type() != type_of_rows
                         && windows.are_held(context, &ServerString::new(key))
                 }
             };

@@ -118,7 +118,7 @@ fn reply_rows(
             let (rows, view, planned) = (&parts[*part], &service.views[*part], &service.plan.parts[*part]);
             let row = Subjects::row_of(planned.role, row);
             let served = rows.serve(row, *place);
-            reply_served(context, protocol, view, planned.features[*place], rows.field(row, *place), &served);
+            reply_served(context, protocol, view, planned.features[*place], rows.stored(row, *place), &served);
             if service.service.with_status {
                 context.reply_text(served.status.as_str());
                 context.reply_optional_integer(served.age_ms(at.ms()));

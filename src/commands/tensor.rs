@@ -3,10 +3,8 @@
 use super::mget::row_of_same_view;
 use super::{FEATURES, FIRST, KEYS};
 use crate::server::command::{Call, Command, KeyAccess, Keys, Spec};
-use crate::server::logs::add;
 use crate::server::rows::{Rows, Times};
 use crate::server::state::words;
-use feature_store_core::row::{write_columns, Status};
 use feature_store_core::windows::state::ReadAt;
 use feature_store_core::{Error, Result};
 
@@ -53,14 +51,10 @@ impl Command for Tensor {
         for place in 2..2 + keys {
             row.clear();
             row.read(context, &words, row_of_same_view(call, place, view)?)?;
-            for (place, (feature, width)) in request.features.iter().zip(columns).enumerate() {
-                let served = row.serve(0, place);
+            for (place, width) in columns.iter().enumerate() {
                 let (numbers, after) = std::mem::take(&mut rest).split_at_mut(width * 4);
                 rest = after;
-                let has_number = write_columns(view, *feature, served.value.as_ref(), numbers);
-                if !has_number || served.status == Status::Invalid {
-                    add(&prepared.log.counters.invalid_values, 1);
-                }
+                row.write_columns(0, place, numbers);
             }
             row.note_served(context);
         }

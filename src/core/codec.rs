@@ -18,7 +18,7 @@ use bincode::error::DecodeError;
 use std::fmt;
 use std::sync::Arc;
 
-const EFFECT_FORMAT: u8 = 3;
+const EFFECT_FORMAT: u8 = 4;
 const SNAPSHOT_FORMAT: u8 = 3;
 const DRIFT_FORMAT: u8 = 1;
 /// More than any row, log slice or set of definitions takes; a damaged length cannot allocate beyond it.
@@ -172,6 +172,8 @@ pub struct Append<'a> {
 /// What changed in a row beside its features.
 #[derive(Debug, Clone, PartialEq, bincode::Encode, bincode::BorrowDecode)]
 pub struct RowChange<'a> {
+    /// The row is a packed one.
+    pub is_packed: bool,
     /// The row is new, or nobody has said yet which view it belongs to: `_feature_view` is written.
     pub names_view: bool,
     /// The new `_updated_at`, unix milliseconds, where it moved.
@@ -380,6 +382,7 @@ mod tests {
             fields: vec![FieldEffect { name, kind: JsonKind::Text, field, applied: true }],
             log: Some(Append { id, event_id: Some(b"e"), trimmed_to: Some(3) }),
             row: Some(RowChange {
+                is_packed: false,
                 names_view: true,
                 updated_at_ms: Some(5),
                 times: TimesChange::Set(Cow::Borrowed(times)),

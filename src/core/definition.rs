@@ -4,6 +4,7 @@ use crate::drift::baseline::{Baseline, Expected};
 use crate::error::{shown, Code, Error, Result};
 use crate::feature_type::FeatureType;
 use crate::keys::{checked_feature_name, checked_name};
+use crate::packed::Packing;
 use crate::value::{Refusal, Value};
 use crate::windows::aggregation::{check_window, Window};
 use crate::windows::layout::Layout;
@@ -278,6 +279,30 @@ impl Default for Sampling {
     }
 }
 
+/// How rows are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Storage {
+    /// A hash: any client reads it field by field.
+    Hash,
+    /// One string of bytes: smaller and faster to read.
+    Packed,
+}
+
+impl Storage {
+    /// Both, in the order of [`Storage::WORDS`].
+    pub const ALL: [Storage; 2] = [Storage::Hash, Storage::Packed];
+    /// Their words in a command.
+    pub const WORDS: [&'static str; 2] = ["HASH", "PACKED"];
+
+    /// What it is called.
+    pub fn name(self) -> &'static str {
+        match self {
+            Storage::Hash => "hash",
+            Storage::Packed => "packed",
+        }
+    }
+}
+
 /// A version of a feature view.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FeatureView {
@@ -303,6 +328,8 @@ pub struct FeatureView {
     pub dedup_ms: Option<i64>,
     /// Which values are sampled.
     pub sample: Sampling,
+    /// How rows are stored.
+    pub storage: Storage,
     /// For people.
     pub description: String,
     /// The schema, in its order.
@@ -325,6 +352,7 @@ impl FeatureView {
             extra: Extra::Refuse,
             dedup_ms: None,
             sample: Sampling::default(),
+            storage: Storage::Hash,
             description: String::new(),
             features: Vec::new(),
             by_name: FxHashMap::default(),
@@ -350,6 +378,9 @@ impl FeatureView {
         self.settle_windows()?;
         if self.features.is_empty() {
             return Err(Error::syntax(format!("SCHEMA of view '{}' has no features", self.name)));
+        }
+        if self.storage == Storage::Packed {
+            Packing::of(self)?;
         }
         if let (Some(ttl), Some(feature)) =
             (self.ttl_ms, self.features.iter().find(|f| f.ttl_ms > self.ttl_ms && self.ttl_ms.is_some()))

@@ -1,10 +1,11 @@
 //! A view as a JSON document: what `FS.REGISTER view JSON` takes, FS.DESCRIBE gives back, and snapshots keep.
 
 use crate::arguments::{parse_version, Arguments};
-use crate::definition::{Extra, Feature, FeatureView, SampleOn, Sampling, MAXLEN_DEFAULT};
+use crate::definition::{Extra, Feature, FeatureView, SampleOn, Sampling, Storage, MAXLEN_DEFAULT};
 use crate::drift::baseline::Expected;
 use crate::error::{shown, Error, Result};
 use crate::feature_type::{FeatureType, TypeWord};
+use crate::packed::Packing;
 use crate::schema_syntax::{of_feature, set_values, vector_length};
 use crate::time::{format_duration, parse_duration};
 use crate::value::{write_field_as_json, Refusal, Value};
@@ -58,7 +59,7 @@ fn read_sample(document: &SampleDocument) -> Result<Sampling> {
 }
 
 fn hash_word() -> String {
-    "hash".to_owned()
+    Storage::Hash.name().to_owned()
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -91,6 +92,9 @@ struct ViewDocument {
     /// Derived; written for readers, accepted and ignored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     tensor: Option<Json>,
+    /// Likewise: where each feature stands in a packed row.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    packed: Option<Json>,
 }
 
 /// A list of features, or an object of name to the rest.
@@ -204,12 +208,10 @@ pub fn parse_document(view: &[u8], text: &[u8]) -> Result<FeatureView> {
             return Err(Error::syntax(format!("extra must be refuse or ignore, got '{}'", shown(other.as_bytes()))))
         }
     };
-    if !document.storage.eq_ignore_ascii_case("hash") {
-        return Err(Error::syntax(format!(
-            "storage '{}' is not available in this version, only hash is",
-            shown(document.storage.as_bytes())
-        )));
-    }
+    let storage = Storage::ALL.into_iter().find(|storage| document.storage.eq_ignore_ascii_case(storage.name()));
+    definition.storage = storage.ok_or_else(|| {
+        Error::syntax(format!("storage must be hash or packed, got '{}'", shown(document.storage.as_bytes())))
+    })?;
     definition.dedup_ms = document.dedup.as_ref().map(duration).transpose()?.flatten();
     if let Some(sample) = &document.sample {
         definition.sample = read_sample(sample)?;
@@ -353,12 +355,21 @@ pub fn to_document(view: &FeatureView) -> String {
         },
         dedup: view.dedup_ms.map(|ms| Json::String(format_duration(ms))),
         sample: Some(SampleDocument { rate: view.sample.rate, on: view.sample.on.name().to_owned() }),
-        storage: hash_word(),
+        storage: view.storage.name().to_owned(),
         description: view.description.clone(),
         schema: Schema(features),
         tensor: Some(tensor_of(view)),
+        packed: packed_of(view),
     };
     serde_json::to_string(&document).expect("a document of plain values serializes")
+}
+
+/// The slots of packed rows. `None`: rows are hashes.
+fn packed_of(view: &FeatureView) -> Option<Json> {
+    // A definition whose rows cannot be packed was refused.
+    let packing = (view.storage == Storage::Packed).then(|| Packing::of(view).ok()).flatten()?;
+    let slots = packing.slots(view);
+    Some(slots.map(|(name, offset, ty)| serde_json::json!({"feature": name, "offset": offset, "type": ty})).collect())
 }
 
 /// The columns that each feature with a number fills in a tensor of all of them, in the schema's order.
@@ -419,7 +430,7 @@ mod tests {
             r#"{"entity":"u","schema":{"a":{"type":"INT","nonsense":1}}}"#,
             r#"{"entity":"u","schema":{"a":"INT"},"ttl":-5}"#,
             r#"{"entity":"u","schema":{"a":"INT"},"maxlen":0}"#,
-            r#"{"entity":"u","schema":{"a":"INT"},"storage":"packed"}"#,
+            r#"{"entity":"u","schema":{"a":"INT"},"storage":"disk"}"#,
             r#"{"entity":"u","schema":{"a":{"type":"embedding"}}}"#,
             r#"{"entity":"u","schema":{"a":{"type":"INT","default":"x"}}}"#,
             r#"{"entity":"u","schema":{"a":{"type":"INT","default":{"x":1}}}}"#,
@@ -463,10 +474,11 @@ mod tests {
         fn a_definition_survives_its_document(
             features in proptest::collection::vec((any_feature(), proptest::option::of(1i64..1_000_000), any::<String>()), 1..8),
             ttl in proptest::option::of(1_000_000i64..1_000_000_000), log in any::<bool>(), maxlen in 1u64..u64::MAX,
-            consumer in any::<bool>(), version in 1u32..1000, description in any::<String>(),
+            consumer in any::<bool>(), version in 1u32..1000, description in any::<String>(), packed in any::<bool>(),
         ) {
             let mut view = FeatureView::new(b"v", version, b"e").expect("names");
             (view.ttl_ms, view.log, view.maxlen, view.consumer, view.description) = (ttl, log, maxlen, consumer, description);
+            view.storage = Storage::ALL[usize::from(packed)];
             for (i, ((ty, default), ttl_ms, description)) in features.into_iter().enumerate() {
                 let mut feature = Feature::new(format!("f{i}").as_bytes(), ty).expect("a name");
                 let read = |text: &[u8]| Value::from_text(ty, text).map(Value::into_owned);

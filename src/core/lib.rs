@@ -19,6 +19,7 @@ pub mod feature_type;
 pub mod keys;
 pub mod log_entry;
 pub mod materialize;
+pub mod packed;
 pub mod registry;
 pub mod row;
 pub mod schema_syntax;

@@ -30,13 +30,20 @@ pub struct RowTimes {
 impl RowTimes {
     /// Reads the row's fields `_updated_at` and `_times`. What cannot be read counts as not there.
     pub fn read(view: &FeatureView, updated_at: Option<&[u8]>, times: Option<&[u8]>) -> Self {
-        let mut exceptions = match times {
-            Some(text) => read_exceptions(view, text),
-            None => Vec::new(),
-        };
+        let exceptions = times.map_or_else(Vec::new, |text| read_exceptions(view, text));
+        RowTimes::new(updated_at.and_then(read_unix_seconds), exceptions)
+    }
+
+    /// Times as they were read elsewhere.
+    pub(crate) fn new(updated_at_ms: Option<i64>, mut exceptions: Vec<(usize, i64)>) -> Self {
         exceptions.sort_unstable();
         exceptions.dedup_by_key(|(feature, _)| *feature);
-        RowTimes { updated_at_ms: updated_at.and_then(read_unix_seconds), exceptions }
+        RowTimes { updated_at_ms, exceptions }
+    }
+
+    /// Features whose times differ from the row's, and removed ones, rising.
+    pub(crate) fn exceptions(&self) -> &[(usize, i64)] {
+        &self.exceptions
     }
 
     fn exception(&self, feature: usize) -> Option<i64> {

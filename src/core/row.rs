@@ -1,8 +1,9 @@
 //! Serving: what a reader is told about a feature of a row.
 
-use crate::definition::FeatureView;
+use crate::definition::{Feature, FeatureView};
 use crate::feature_type::FeatureType;
 use crate::materialize::RowTimes;
+use crate::packed::value_of;
 use crate::value::Value;
 use crate::windows::state::ReadAt;
 
@@ -52,6 +53,30 @@ impl Served<'_> {
     }
 }
 
+/// What a row holds of a feature.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored<'a> {
+    /// Nothing.
+    Absent,
+    /// The field of a hash.
+    Field(&'a [u8]),
+    /// What stands in a packed row.
+    Packed(&'a [u8]),
+    /// Something: the row is there, but not packed as the view packs its rows.
+    Unreadable,
+}
+
+impl<'a> Stored<'a> {
+    /// The value. `None`: none is there, or another writer left something that is not of the type.
+    pub fn value(self, feature: &'a Feature) -> Option<Value<'a>> {
+        match self {
+            Stored::Field(field) => Value::from_field(feature.ty, field),
+            Stored::Packed(bytes) => value_of(feature, bytes),
+            Stored::Absent | Stored::Unreadable => None,
+        }
+    }
+}
+
 /// What is served for a window whose value is `value`. `newest_ms`: event time of the entity's newest event.
 pub fn serve_window(
     view: &FeatureView,
@@ -67,22 +92,22 @@ pub fn serve_window(
     Served { value, status, event_time_ms: newest_ms }
 }
 
-/// What is served for a feature whose stored field is `field`.
+/// What is served for a feature of which the row holds `stored`.
 pub fn serve<'a>(
     view: &'a FeatureView,
     feature: usize,
-    field: Option<&'a [u8]>,
+    stored: Stored<'a>,
     times: &RowTimes,
     at: ReadAt,
 ) -> Served<'a> {
     let definition = &view.features()[feature];
     let now_ms = at.ms();
     let fallback = || definition.default.clone();
-    let Some(field) = field else {
+    if stored == Stored::Absent {
         let value = fallback();
         let status = if value.is_some() { Status::Default } else { Status::NotFound };
         return Served { value, status, event_time_ms: None };
-    };
+    }
     let event_time_ms = times.of_present(feature);
     if matches!(at, ReadAt::Named(_)) && event_time_ms.is_some_and(|t| t > now_ms) {
         // What was true at that time is not known any more: a default would claim that nothing was.
@@ -91,7 +116,7 @@ pub fn serve<'a>(
     if is_outside_max_age(view, feature, event_time_ms, now_ms) {
         return Served { value: fallback(), status: Status::OutsideMaxAge, event_time_ms };
     }
-    match Value::from_field(definition.ty, field) {
+    match stored.value(definition) {
         Some(value) => Served { value: Some(value), status: Status::Present, event_time_ms },
         None => Served { value: fallback(), status: Status::Invalid, event_time_ms },
     }
@@ -160,7 +185,8 @@ mod tests {
         let view = view();
         let times = RowTimes::read(&view, Some(b"100"), None);
         let at = |feature, field: Option<&'static str>, now_ms| {
-            let served = serve(&view, feature, field.map(str::as_bytes), &times, ReadAt::Clock(now_ms));
+            let stored = field.map_or(Stored::Absent, |field| Stored::Field(field.as_bytes()));
+            let served = serve(&view, feature, stored, &times, ReadAt::Clock(now_ms));
             (served.value.map(|v| String::from_utf8(v.to_field()).expect("text")), served.status)
         };
         let some = |text: &str| Some(text.to_owned());
@@ -172,7 +198,7 @@ mod tests {
         assert_eq!(at(1, None, 104_000), (None, Status::NotFound));
         assert_eq!(at(1, Some("1.5"), 105_001), (None, Status::OutsideMaxAge));
         assert_eq!(at(1, Some("1.5"), 99_000), (some("1.5"), Status::Present));
-        let named = |ms| serve(&view, 0, Some(b"5"), &times, ReadAt::Named(ms)).status;
+        let named = |ms| serve(&view, 0, Stored::Field(b"5"), &times, ReadAt::Named(ms)).status;
         assert_eq!((named(99_999), named(100_000)), (Status::NotFound, Status::Present));
     }
 

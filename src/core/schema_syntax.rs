@@ -1,7 +1,7 @@
 //! The words of FS.REGISTER and FS.ALTER.
 
 use crate::arguments::{parse_version, Arguments};
-use crate::definition::{Extra, Feature, FeatureView, SampleOn, Sampling};
+use crate::definition::{Extra, Feature, FeatureView, SampleOn, Sampling, Storage};
 use crate::error::{shown, Error, Result};
 use crate::feature_type::{FeatureType, TypeWord};
 use crate::time::parse_duration;
@@ -26,9 +26,7 @@ pub fn parse_registration(view: &[u8], arguments: &mut Arguments<'_>) -> Result<
             break;
         }
         if arguments.take_word("STORAGE") {
-            if arguments.one_of("STORAGE", &["HASH", "PACKED"])? == 1 {
-                return Err(Error::syntax("STORAGE PACKED is not available in this version"));
-            }
+            definition.storage = Storage::ALL[arguments.one_of("STORAGE", &Storage::WORDS)?];
             continue;
         }
         if arguments.take_word("DEDUP") {
@@ -304,7 +302,7 @@ mod tests {
             "ENTITY u TTL 1h SCHEMA a INT TTL 2h",
             "ENTITY u SCHEMA a INT AGG COUNT WINDOW 1d",
             "ENTITY u DEDUP x SCHEMA a INT",
-            "ENTITY u STORAGE PACKED SCHEMA a INT",
+            "ENTITY u STORAGE DISK SCHEMA a INT",
             "ENTITY u MAXLEN 0 SCHEMA a INT",
             "VERSION 0 ENTITY u SCHEMA a INT",
             "ENTITY u NONSENSE SCHEMA a INT",

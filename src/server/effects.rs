@@ -6,12 +6,12 @@
 use crate::server::api::{Context, ServerString};
 use crate::server::events::quietly;
 use crate::server::key::{Key, KeyType, Mode, Precision};
-use crate::server::rows;
+use crate::server::row_change;
 use crate::server::state::{words, PreparedView, STATE};
 use crate::server::streams;
 use crate::server::{alerts, samples, window_type, windows};
 use feature_store_core::codec::{
-    decode_effect, encode_effect, Append, DriftChange, DriftEffect, Effect, FieldEffect, LogEffect, RowEffect,
+    decode_effect, encode_effect, Append, DriftChange, DriftEffect, Effect, LogEffect, RowEffect,
 };
 use feature_store_core::keys::RowKey;
 use feature_store_core::log_entry::write_features;
@@ -187,14 +187,9 @@ fn execute_row(context: Context<'_>, name: &ServerString, effect: &RowEffect<'_>
         }
     }
     if let Some(change) = &effect.row {
-        let row = Key::open(context, name, Mode::Write);
-        if !matches!(row.key_type(), KeyType::Hash | KeyType::Empty) {
-            return Err("the key does not hold a row".to_owned());
-        }
-        let applied: Vec<(ServerString, &FieldEffect<'_>)> =
-            effect.fields.iter().filter(|f| f.applied).map(|f| (ServerString::new(f.name.as_bytes()), f)).collect();
-        let fields = applied.iter().map(|(feature, f)| (feature, f.field));
-        rows::write(context, &words(context), &row, name, &view_name, change, fields);
+        let prepared = if change.is_packed { STATE.borrow(context).view_of(&key).ok() } else { None };
+        let fields = effect.fields.iter().filter(|f| f.applied).map(|f| (f.name, f.field));
+        row_change::execute(context, &words(context), name, &view_name, prepared.as_deref(), change, fields)?;
     }
     if let Some(change) = &effect.windows {
         let fields = effect.fields.iter().map(|f| (f.name, f.field));

@@ -20,6 +20,7 @@ pub(crate) enum Mode {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum KeyType {
     Empty,
+    String,
     Hash,
     Stream,
     Other,
@@ -67,6 +68,7 @@ impl<'a> Key<'a> {
         // SAFETY: the handle is open or null, both are allowed.
         match unsafe { api!(RedisModule_KeyType(self.raw)) } as isize {
             raw::REDISMODULE_KEYTYPE_EMPTY => KeyType::Empty,
+            raw::REDISMODULE_KEYTYPE_STRING => KeyType::String,
             raw::REDISMODULE_KEYTYPE_HASH => KeyType::Hash,
             raw::REDISMODULE_KEYTYPE_STREAM => KeyType::Stream,
             _ => KeyType::Other,
@@ -100,6 +102,38 @@ impl<'a> Key<'a> {
     pub(crate) fn unlink(&self) {
         // SAFETY: the handle is open for writing.
         unsafe { api!(RedisModule_UnlinkKey(self.raw)) };
+    }
+
+    /// The bytes of a string; `None` for anything else.
+    pub(crate) fn string(&self) -> Option<&[u8]> {
+        if self.key_type() != KeyType::String {
+            return None;
+        }
+        let mut length = 0usize;
+        // SAFETY: the handle is open on a string. The pointer is valid for `length` bytes until the key is written, which
+        // takes `&mut self`, or closed.
+        unsafe {
+            let bytes = api!(RedisModule_StringDMA(self.raw, &mut length, raw::REDISMODULE_READ as c_int));
+            (!bytes.is_null()).then(|| std::slice::from_raw_parts(bytes.cast::<u8>(), length))
+        }
+    }
+
+    /// Makes the key a string of these bytes, which are not empty. Its expiry stays. False: it holds something else.
+    pub(crate) fn set_string(&mut self, bytes: &[u8]) -> bool {
+        let mut length = 0usize;
+        // SAFETY: the handle is open for writing. After the call of StringTruncate the string has as many bytes as are
+        // copied, and the pointer asked for after it is valid for them.
+        unsafe {
+            if api!(RedisModule_StringTruncate(self.raw, bytes.len())) != raw::REDISMODULE_OK as c_int {
+                return false;
+            }
+            let place = api!(RedisModule_StringDMA(self.raw, &mut length, raw::REDISMODULE_WRITE as c_int));
+            if place.is_null() || length != bytes.len() {
+                return false;
+            }
+            ptr::copy_nonoverlapping(bytes.as_ptr(), place.cast::<u8>(), length);
+        }
+        true
     }
 
     /// Some fields of a hash.

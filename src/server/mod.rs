@@ -25,6 +25,7 @@ pub(crate) mod persistence;
 pub(crate) mod publish;
 pub(crate) mod replay;
 pub(crate) mod reply;
+pub(crate) mod row_change;
 pub(crate) mod rows;
 pub(crate) mod samples;
 pub(crate) mod serving;

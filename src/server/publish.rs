@@ -8,7 +8,7 @@ use crate::server::effects::{append_publish, Effects, PublishEntry};
 use crate::server::events::quietly;
 use crate::server::key::{Key, KeyType, Mode, Precision};
 use crate::server::logs::{add, Log};
-use crate::server::rows::{self, RowToChange};
+use crate::server::row_change::RowToChange;
 use crate::server::state::{PreparedView, Words, STATE};
 use crate::server::streams;
 use crate::server::windows::{Identity, Target};
@@ -82,7 +82,7 @@ fn wrong_log(log: &Log) -> Error {
 pub(crate) fn check_log(context: Context<'_>, log: &Log) -> Result<()> {
     match Key::open(context, &log.stream_key, Mode::Read).key_type() {
         KeyType::Stream | KeyType::Empty => Ok(()),
-        KeyType::Hash | KeyType::Other => Err(wrong_log(log)),
+        KeyType::String | KeyType::Hash | KeyType::Other => Err(wrong_log(log)),
     }
 }
 
@@ -125,6 +125,9 @@ pub(crate) fn apply(
     if let Some(first) = to_check.map(Target::check).transpose()?.flatten() {
         add(&log.counters.duplicates, 1);
         return Ok(first);
+    }
+    if let (Some(packing), true) = (&prepared.packing, is_of_row) {
+        packing.check_update(view, update)?;
     }
     let mut row = is_of_row.then(|| RowToChange::open(context, words, key, prepared)).transpose()?;
     let times = row.as_ref().map(|row| row.times.clone()).unwrap_or_default();
@@ -177,7 +180,7 @@ pub(crate) fn apply(
     } else if effect.fields.iter().zip(update.changes()).any(|(f, c)| !f.applied && !view.features()[c.feature].input) {
         add(&log.counters.superseded, 1);
     }
-    if let (Some(plan), Some(row)) = (planned, &row) {
+    if let (Some(plan), Some(row)) = (planned, row) {
         let newest = plan.updated_at_ms.or(times.updated_at_ms);
         let expiry = match (newest, view.ttl_ms) {
             (Some(newest), Some(ttl)) => {
@@ -193,11 +196,16 @@ pub(crate) fn apply(
             (_, None) if view.ttl_was_removed && row.key().expires_at_ms().is_some() => Expiry::Remove,
             _ => Expiry::Keep,
         };
-        let change =
-            RowChange { names_view: row.is_unnamed(), updated_at_ms: plan.updated_at_ms, times: plan.times, expiry };
+        let change = RowChange {
+            is_packed: prepared.packing.is_some(),
+            names_view: row.is_unnamed(),
+            updated_at_ms: plan.updated_at_ms,
+            times: plan.times,
+            expiry,
+        };
         let applied = update.changes().iter().zip(&effect.fields).filter(|(_, f)| f.applied);
-        let named = applied.map(|(c, f)| (&prepared.names[c.feature], f.field));
-        quietly(|| rows::write(context, words, row.key(), key, &log.view_name, &change, named));
+        let fields = applied.map(|(c, f)| (c.feature, f.field));
+        quietly(|| row.write(context, words, key, &change, fields));
         effect.row = Some(change);
     }
     if let Some(target) = &target {

@@ -1,20 +1,19 @@
-//! Rows: reading them for serving, and changing them for an update.
+//! Rows: reading them for serving.
 
 use crate::server::api::{Context, ServerString};
 use crate::server::key::{Key, KeyType, Mode};
+use crate::server::logs::add;
 use crate::server::state::{PreparedView, Words, STATE};
 use crate::server::window_type::OtherType;
 use crate::server::windows::wrong_type as wrong_type_of_state;
-use feature_store_core::codec::{Expiry, RowChange};
 use feature_store_core::definition::FeatureView;
 use feature_store_core::error::shown;
 use feature_store_core::keys::{TIMES, UPDATED_AT};
-use feature_store_core::materialize::{RowFields, RowTimes, TimesChange};
-use feature_store_core::row::{serve, serve_window, Served};
-use feature_store_core::time::format_unix_seconds;
+use feature_store_core::materialize::RowTimes;
+use feature_store_core::packed::{write_numbers, Packing};
+use feature_store_core::row::{is_outside_max_age, serve, serve_window, write_columns, Served, Status, Stored};
 use feature_store_core::windows::state::{ReadAt, TooOld, WindowState};
 use feature_store_core::{Code, Error, Result};
-use redis_module::raw;
 use smallvec::SmallVec;
 use std::borrow::Cow;
 
@@ -30,8 +29,13 @@ pub(crate) enum Times {
     Always,
 }
 
-fn wrong_type(key: &ServerString) -> Error {
-    Error::new(Code::WrongType, format!("key '{}' does not hold a row (a hash)", shown(key.bytes())))
+/// The error for a row's key that holds something else.
+pub(crate) fn wrong_type(key: &ServerString, prepared: &PreparedView) -> Error {
+    let what = match &prepared.packing {
+        None => "a row (a hash)".to_owned(),
+        Some(_) => format!("a packed row of view '{}'", prepared.view.name),
+    };
+    Error::new(Code::WrongType, format!("key '{}' does not hold {what}", shown(key.bytes())))
 }
 
 /// Where a stored field lies among the copied bytes; `start > end` for one that is not there.
@@ -69,8 +73,11 @@ pub(crate) struct Rows<'v> {
     at: ReadAt,
 }
 
+#[derive(Default)]
 struct RowFacts {
     exists: bool,
+    /// It is there but none that this view packed.
+    is_unreadable: bool,
     times: RowTimes,
 }
 
@@ -90,7 +97,7 @@ impl<'v> Rows<'v> {
         let needs_times = times == Times::Always || matches!(at, ReadAt::Named(_)) || features.iter().any(ages);
         let look_ups = features.len() - windows + if needs_times { 2 } else { 0 };
         let mut places = SmallVec::new();
-        if look_ups >= SCAN_FROM_LOOK_UPS {
+        if look_ups >= SCAN_FROM_LOOK_UPS && prepared.packing.is_none() {
             places.resize(prepared.view.features().len(), NOT_ASKED);
             features.iter().enumerate().rev().for_each(|(place, feature)| places[*feature] = place);
         }
@@ -126,18 +133,33 @@ impl<'v> Rows<'v> {
             self.read_windows(context, name)?;
         }
         if !self.reads_row {
-            self.rows.push(RowFacts { exists: false, times: RowTimes::default() });
+            self.rows.push(RowFacts::default());
             return Ok(());
         }
         let key = Key::open(context, name, Mode::Read);
-        let (exists, times) = match key.key_type() {
-            KeyType::Hash if !self.places.is_empty() => (true, self.scan(&key, first)),
-            KeyType::Hash => (true, self.look_up(&key, words, first)),
-            KeyType::Empty => (false, RowTimes::default()),
-            KeyType::Stream | KeyType::Other => return Err(wrong_type(name)),
+        let facts = match (key.key_type(), &self.prepared.packing) {
+            (KeyType::Empty, _) => RowFacts::default(),
+            (KeyType::String, Some(packing)) => self.unpack(packing, key.string().unwrap_or_default(), first),
+            (KeyType::Hash, None) if !self.places.is_empty() => RowFacts::of(self.scan(&key, first)),
+            (KeyType::Hash, None) => RowFacts::of(self.look_up(&key, words, first)),
+            _ => return Err(wrong_type(name, self.prepared)),
         };
-        self.rows.push(RowFacts { exists, times });
+        self.rows.push(facts);
         Ok(())
+    }
+
+    fn unpack(&mut self, packing: &Packing, bytes: &[u8], first: usize) -> RowFacts {
+        let Some(row) = packing.open(bytes) else {
+            return RowFacts { exists: true, is_unreadable: true, times: RowTimes::default() };
+        };
+        let base = self.bytes.len();
+        self.bytes.extend_from_slice(bytes);
+        for (feature, span) in self.features.iter().zip(&mut self.fields[first..]) {
+            if let Some((start, end)) = row.span_of(*feature) {
+                *span = Span { start: base + start, end: base + end };
+            }
+        }
+        RowFacts::of(if self.needs_times { row.times() } else { RowTimes::default() })
     }
 
     fn read_windows(&mut self, context: Context<'_>, name: &ServerString) -> Result<()> {
@@ -250,14 +272,37 @@ impl<'v> Rows<'v> {
         }
     }
 
-    /// The stored form of the feature at a place of what was asked for.
-    pub(crate) fn field(&self, row: usize, place: usize) -> Option<&[u8]> {
+    /// What the row holds of the feature at a place of what was asked for.
+    pub(crate) fn stored(&self, row: usize, place: usize) -> Stored<'_> {
         // A field of a window's name in the hash is somebody else's.
         if matches!(self.window_at.get(place), Some(Some(_))) {
-            return None;
+            return Stored::Absent;
         }
         let span = self.fields[row * self.features.len() + place];
-        (span.start <= span.end).then(|| &self.bytes[span.start..span.end])
+        match span.start <= span.end {
+            true if self.prepared.packing.is_some() => Stored::Packed(&self.bytes[span.start..span.end]),
+            true => Stored::Field(&self.bytes[span.start..span.end]),
+            false if self.rows[row].is_unreadable => Stored::Unreadable,
+            false => Stored::Absent,
+        }
+    }
+
+    /// Writes what a reader gets for it as the columns of a tensor. Answers why, and whether the row's own number is it.
+    pub(crate) fn write_columns(&self, row: usize, place: usize, out: &mut [u8]) -> (Status, bool) {
+        let (view, feature) = (&self.prepared.view, self.features[place]);
+        if let (Stored::Packed(bytes), ReadAt::Clock(now_ms)) = (self.stored(row, place), self.at) {
+            let time_ms = self.rows[row].times.of_present(feature);
+            let is_fresh = !is_outside_max_age(view, feature, time_ms, now_ms);
+            if is_fresh && write_numbers(&view.features()[feature], bytes, out) {
+                return (Status::Present, true);
+            }
+        }
+        let served = self.serve(row, place);
+        let has_number = write_columns(view, feature, served.value.as_ref(), out);
+        if served.status == Status::Invalid || !has_number {
+            add(&self.prepared.log.counters.invalid_values, 1);
+        }
+        (served.status, served.status == Status::Present && has_number)
     }
 
     /// What a reader gets for it.
@@ -265,8 +310,14 @@ impl<'v> Rows<'v> {
         if let Some(Some(window)) = self.window_at.get(place) {
             return Cow::Borrowed(&self.window_values[row * self.windows + window]);
         }
-        let field = self.field(row, place);
-        Cow::Owned(serve(&self.prepared.view, self.features[place], field, &self.rows[row].times, self.at))
+        let stored = self.stored(row, place);
+        Cow::Owned(serve(&self.prepared.view, self.features[place], stored, &self.rows[row].times, self.at))
+    }
+}
+
+impl RowFacts {
+    fn of(times: RowTimes) -> Self {
+        RowFacts { exists: true, is_unreadable: false, times }
     }
 }
 
@@ -287,133 +338,4 @@ fn keep(bytes: &mut SmallVec<[u8; 512]>, value: &[u8]) -> Span {
     let start = bytes.len();
     bytes.extend_from_slice(value);
     Span { start, end: bytes.len() }
-}
-
-/// A row that an update is about to change.
-pub(crate) struct RowToChange<'a, 'p> {
-    key: Key<'a>,
-    prepared: &'p PreparedView,
-    /// The times that it holds.
-    pub(crate) times: RowTimes,
-    is_empty: bool,
-    /// Which features are there; filled in one pass when looking each up would cost more.
-    present: Option<Vec<bool>>,
-    looked_up: usize,
-}
-
-/// After this many single look-ups the rest is found out in one pass.
-const LOOK_UPS_MAX: usize = 8;
-
-impl RowFields for RowToChange<'_, '_> {
-    fn holds(&mut self, feature: usize) -> bool {
-        if self.is_empty {
-            return false;
-        }
-        if self.present.is_none() && self.looked_up < LOOK_UPS_MAX {
-            self.looked_up += 1;
-            return self.key.hash_has(&self.prepared.names[feature]);
-        }
-        let (key, prepared) = (&self.key, self.prepared);
-        let present = self.present.get_or_insert_with(|| {
-            let mut present = vec![false; prepared.view.features().len()];
-            let mut hint = 0;
-            key.hash_scan(|field, _| {
-                if let Some(feature) = prepared.view.position(field, hint) {
-                    present[feature] = true;
-                    hint = feature + 1;
-                }
-            });
-            present
-        });
-        present[feature]
-    }
-}
-
-impl<'a, 'p> RowToChange<'a, 'p> {
-    pub(crate) fn open(
-        context: Context<'a>,
-        words: &Words,
-        name: &ServerString,
-        prepared: &'p PreparedView,
-    ) -> Result<Self> {
-        let key = Key::open(context, name, Mode::Write);
-        let (times, is_empty) = match key.key_type() {
-            KeyType::Empty => (RowTimes::default(), true),
-            KeyType::Hash => {
-                let [updated_at, times] = key.hash_get_many([&words.updated_at, &words.times]);
-                let updated_at = updated_at.as_ref().map(ServerString::bytes);
-                let times = times.as_ref().map(ServerString::bytes);
-                (RowTimes::read(&prepared.view, updated_at, times), false)
-            }
-            KeyType::Stream | KeyType::Other => return Err(wrong_type(name)),
-        };
-        Ok(RowToChange { key, prepared, times, is_empty, present: None, looked_up: 0 })
-    }
-
-    /// True for a row that does not say yet which view it belongs to.
-    pub(crate) fn is_unnamed(&self) -> bool {
-        self.is_empty || self.times.updated_at_ms.is_none()
-    }
-
-    pub(crate) fn key(&self) -> &Key<'a> {
-        &self.key
-    }
-}
-
-/// Executes a change of a row, as it was decided here or as it came from the primary.
-pub(crate) fn write<'f>(
-    context: Context<'_>,
-    words: &Words,
-    key: &Key<'_>,
-    name: &ServerString,
-    view_name: &ServerString,
-    change: &RowChange<'_>,
-    fields: impl Iterator<Item = (&'f ServerString, Option<&'f [u8]>)>,
-) {
-    // A new row begins with its time and its view: readers look for the time first.
-    let mut pairs: SmallVec<[(&ServerString, ServerString); 16]> = SmallVec::new();
-    let mut deleted = false;
-    if let Some(updated_at_ms) = change.updated_at_ms {
-        pairs.push((&words.updated_at, ServerString::new(format_unix_seconds(updated_at_ms).as_bytes())));
-    }
-    if change.names_view {
-        pairs.push((&words.feature_view, ServerString::new(view_name.bytes())));
-    }
-    for (feature, field) in fields {
-        match field {
-            Some(field) => pairs.push((feature, ServerString::new(field))),
-            None => deleted |= key.hash_delete(feature),
-        }
-    }
-    match &change.times {
-        TimesChange::Keep => {}
-        TimesChange::Remove => deleted |= key.hash_delete(&words.times),
-        TimesChange::Set(text) => pairs.push((&words.times, ServerString::new(text.as_bytes()))),
-    }
-    key.hash_set(&pairs);
-    let set = !pairs.is_empty();
-    match change.expiry {
-        Expiry::Keep => {}
-        Expiry::Remove => key.set_expiry(None),
-        Expiry::At(at_ms) => key.set_expiry(Some(at_ms)),
-    }
-    if set {
-        context.notify(raw::REDISMODULE_NOTIFY_HASH, c"hset", name);
-    }
-    if deleted {
-        context.notify(raw::REDISMODULE_NOTIFY_HASH, c"hdel", name);
-    }
-    match change.expiry {
-        Expiry::Keep => {}
-        Expiry::Remove => context.notify(raw::REDISMODULE_NOTIFY_GENERIC, c"persist", name),
-        Expiry::At(_) => context.notify(raw::REDISMODULE_NOTIFY_GENERIC, c"expire", name),
-    }
-}
-
-/// Refuses a key that holds something that is no row.
-pub(crate) fn check_row(context: Context<'_>, name: &ServerString) -> Result<()> {
-    match Key::open(context, name, Mode::Read).key_type() {
-        KeyType::Empty | KeyType::Hash => Ok(()),
-        KeyType::Stream | KeyType::Other => Err(wrong_type(name)),
-    }
 }

@@ -2,10 +2,8 @@
 
 use crate::server::acl::{Access, Caller};
 use crate::server::api::{Context, ServerString};
-use crate::server::logs::add;
 use crate::server::rows::{Rows, Times};
 use crate::server::state::{words, PreparedService, PreparedView};
-use feature_store_core::row::{write_columns, Status};
 use feature_store_core::service::{write_pair_id, Part, Role};
 use feature_store_core::windows::state::ReadAt;
 use feature_store_core::Result;
@@ -135,15 +133,11 @@ pub(crate) fn read_tensor(
         for (row, key) in subjects.keys(part.role, view).enumerate() {
             rows.clear();
             rows.read(context, &words, &key)?;
-            for (place, (feature, (offset, columns))) in part.features.iter().zip(&part.columns).enumerate() {
-                let served = rows.serve(0, place);
+            for (place, (offset, columns)) in part.columns.iter().enumerate() {
                 let first = row * width + offset;
-                let numbers = &mut tensor.bytes[first * 4..(first + columns) * 4];
-                let has_number = write_columns(&view.view, *feature, served.value.as_ref(), numbers);
-                match served.status {
-                    Status::Present if has_number => tensor.mark(first, *columns),
-                    Status::Present | Status::Invalid => add(&view.log.counters.invalid_values, 1),
-                    Status::Default | Status::NotFound | Status::OutsideMaxAge => {}
+                let (_, is_own) = rows.write_columns(0, place, &mut tensor.bytes[first * 4..(first + columns) * 4]);
+                if is_own {
+                    tensor.mark(first, *columns);
                 }
             }
             rows.note_served(context);

@@ -6,9 +6,10 @@ use crate::server::logs::Log;
 use crate::server::persistence::Arrived;
 use crate::server::samples::Samples;
 use crate::server::windows::PreparedWindows;
-use feature_store_core::definition::FeatureView;
+use feature_store_core::definition::{FeatureView, Storage};
 use feature_store_core::keys::{dead_letter_key, row_prefix, stream_key, RowKey, FEATURE_VIEW, TIMES, UPDATED_AT};
 use feature_store_core::log_entry::{APPLIED, ENTITY_ID, EVENT_ID, FEATURES, FEATURE_VIEW as ENTRY_VIEW, TIMESTAMP};
+use feature_store_core::packed::Packing;
 use feature_store_core::registry::Registry;
 use feature_store_core::service::{Part, Plan, Service};
 use feature_store_core::{Code, Error, Result};
@@ -93,6 +94,8 @@ pub(crate) struct PreparedView {
     pub(crate) log: Rc<Log>,
     /// Its windows and the memory of events, where it has any.
     pub(crate) windows: Option<PreparedWindows>,
+    /// How its rows are packed; `None`: they are hashes.
+    pub(crate) packing: Option<Packing>,
     /// Its drift state.
     pub(crate) samples: Samples,
     /// The last request for features by a list of names: a model asks for the same again and again.
@@ -205,6 +208,8 @@ impl State {
                         definition,
                         view.window_generations.get(version).copied().unwrap_or_default(),
                     ),
+                    packing: (definition.storage == Storage::Packed)
+                        .then(|| Packing::of(definition).expect("a definition whose rows are too large was refused")),
                     samples: Samples::of(definition, known),
                     last_request: RefCell::new(None),
                 };

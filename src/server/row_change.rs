@@ -1,0 +1,240 @@
+//! Rows: changing them for an update.
+
+use crate::server::api::{Context, ServerString};
+use crate::server::key::{Key, KeyType, Mode};
+use crate::server::rows::wrong_type;
+use crate::server::state::{PreparedView, Words};
+use feature_store_core::codec::{Expiry, RowChange};
+use feature_store_core::materialize::{RowFields, RowTimes, TimesChange};
+use feature_store_core::time::format_unix_seconds;
+use feature_store_core::update::Update;
+use feature_store_core::Result;
+use redis_module::raw;
+use smallvec::SmallVec;
+
+/// A row that an update is about to change.
+pub(crate) struct RowToChange<'a, 'p> {
+    key: Key<'a>,
+    prepared: &'p PreparedView,
+    /// The times that it holds.
+    pub(crate) times: RowTimes,
+    is_empty: bool,
+    /// The bytes of a packed row.
+    packed: SmallVec<[u8; 256]>,
+    /// Which features are there; filled in one pass when looking each up would cost more.
+    present: Option<Vec<bool>>,
+    looked_up: usize,
+}
+
+/// After this many single look-ups the rest is found out in one pass.
+const LOOK_UPS_MAX: usize = 8;
+
+impl RowFields for RowToChange<'_, '_> {
+    fn holds(&mut self, feature: usize) -> bool {
+        if self.is_empty {
+            return false;
+        }
+        if let Some(packing) = &self.prepared.packing {
+            return packing.open(&self.packed).is_some_and(|row| row.holds(feature));
+        }
+        if self.present.is_none() && self.looked_up < LOOK_UPS_MAX {
+            self.looked_up += 1;
+            return self.key.hash_has(&self.prepared.names[feature]);
+        }
+        let (key, prepared) = (&self.key, self.prepared);
+        let present = self.present.get_or_insert_with(|| {
+            let mut present = vec![false; prepared.view.features().len()];
+            let mut hint = 0;
+            key.hash_scan(|field, _| {
+                if let Some(feature) = prepared.view.position(field, hint) {
+                    present[feature] = true;
+                    hint = feature + 1;
+                }
+            });
+            present
+        });
+        present[feature]
+    }
+}
+
+impl<'a, 'p> RowToChange<'a, 'p> {
+    pub(crate) fn open(
+        context: Context<'a>,
+        words: &Words,
+        name: &ServerString,
+        prepared: &'p PreparedView,
+    ) -> Result<Self> {
+        let key = Key::open(context, name, Mode::Write);
+        let mut packed = SmallVec::new();
+        let (times, is_empty) = match (key.key_type(), &prepared.packing) {
+            (KeyType::Empty, _) => (RowTimes::default(), true),
+            (KeyType::String, Some(packing)) => {
+                packed.extend_from_slice(key.string().unwrap_or_default());
+                let row = packing.open(&packed).ok_or_else(|| wrong_type(name, prepared))?;
+                (row.times(), false)
+            }
+            (KeyType::Hash, None) => {
+                let [updated_at, times] = key.hash_get_many([&words.updated_at, &words.times]);
+                let updated_at = updated_at.as_ref().map(ServerString::bytes);
+                let times = times.as_ref().map(ServerString::bytes);
+                (RowTimes::read(&prepared.view, updated_at, times), false)
+            }
+            _ => return Err(wrong_type(name, prepared)),
+        };
+        Ok(RowToChange { key, prepared, times, is_empty, packed, present: None, looked_up: 0 })
+    }
+
+    /// True for a row that does not say yet which view it belongs to.
+    pub(crate) fn is_unnamed(&self) -> bool {
+        self.is_empty || self.times.updated_at_ms.is_none()
+    }
+
+    pub(crate) fn key(&self) -> &Key<'a> {
+        &self.key
+    }
+
+    /// Executes a change as it was decided here. `fields`: by feature, the stored form; `None` removes.
+    pub(crate) fn write<'f>(
+        mut self,
+        context: Context<'_>,
+        words: &Words,
+        name: &ServerString,
+        change: &RowChange<'_>,
+        fields: impl Iterator<Item = (usize, Option<&'f [u8]>)>,
+    ) {
+        let PreparedView { view, log, names, packing, .. } = self.prepared;
+        match packing {
+            Some(packing) => {
+                let old = packing.open(&self.packed);
+                let row = packing.rewrite(view, old, change.updated_at_ms, &change.times, fields);
+                write_packed(context, &mut self.key, name, &row, change);
+            }
+            None => {
+                let fields = fields.map(|(feature, field)| (&names[feature], field));
+                write_hash(context, words, &self.key, name, &log.view_name, change, fields);
+            }
+        }
+    }
+}
+
+/// Executes a change of a hash, as it was decided here or as it came from the primary.
+pub(crate) fn write_hash<'f>(
+    context: Context<'_>,
+    words: &Words,
+    key: &Key<'_>,
+    name: &ServerString,
+    view_name: &ServerString,
+    change: &RowChange<'_>,
+    fields: impl Iterator<Item = (&'f ServerString, Option<&'f [u8]>)>,
+) {
+    // A new row begins with its time and its view: readers look for the time first.
+    let mut pairs: SmallVec<[(&ServerString, ServerString); 16]> = SmallVec::new();
+    let mut deleted = false;
+    if let Some(updated_at_ms) = change.updated_at_ms {
+        pairs.push((&words.updated_at, ServerString::new(format_unix_seconds(updated_at_ms).as_bytes())));
+    }
+    if change.names_view {
+        pairs.push((&words.feature_view, ServerString::new(view_name.bytes())));
+    }
+    for (feature, field) in fields {
+        match field {
+            Some(field) => pairs.push((feature, ServerString::new(field))),
+            None => deleted |= key.hash_delete(feature),
+        }
+    }
+    match &change.times {
+        TimesChange::Keep => {}
+        TimesChange::Remove => deleted |= key.hash_delete(&words.times),
+        TimesChange::Set(text) => pairs.push((&words.times, ServerString::new(text.as_bytes()))),
+    }
+    key.hash_set(&pairs);
+    set_expiry(key, change.expiry);
+    if !pairs.is_empty() {
+        context.notify(raw::REDISMODULE_NOTIFY_HASH, c"hset", name);
+    }
+    if deleted {
+        context.notify(raw::REDISMODULE_NOTIFY_HASH, c"hdel", name);
+    }
+    notify_expiry(context, name, change.expiry);
+}
+
+/// Puts a packed row in place. The key holds one, or nothing.
+fn write_packed(context: Context<'_>, key: &mut Key<'_>, name: &ServerString, row: &[u8], change: &RowChange<'_>) {
+    key.set_string(row);
+    set_expiry(key, change.expiry);
+    context.notify(raw::REDISMODULE_NOTIFY_STRING, c"set", name);
+    notify_expiry(context, name, change.expiry);
+}
+
+fn set_expiry(key: &Key<'_>, expiry: Expiry) {
+    match expiry {
+        Expiry::Keep => {}
+        Expiry::Remove => key.set_expiry(None),
+        Expiry::At(at_ms) => key.set_expiry(Some(at_ms)),
+    }
+}
+
+fn notify_expiry(context: Context<'_>, name: &ServerString, expiry: Expiry) {
+    match expiry {
+        Expiry::Keep => {}
+        Expiry::Remove => context.notify(raw::REDISMODULE_NOTIFY_GENERIC, c"persist", name),
+        Expiry::At(_) => context.notify(raw::REDISMODULE_NOTIFY_GENERIC, c"expire", name),
+    }
+}
+
+/// Executes a change that came from the primary. `fields`: by name, the stored form; `None` removes.
+pub(crate) fn execute<'f>(
+    context: Context<'_>,
+    words: &Words,
+    name: &ServerString,
+    view_name: &ServerString,
+    prepared: Option<&PreparedView>,
+    change: &RowChange<'_>,
+    fields: impl Iterator<Item = (&'f str, Option<&'f [u8]>)>,
+) -> std::result::Result<(), &'static str> {
+    let mut key = Key::open(context, name, Mode::Write);
+    if !change.is_packed {
+        if !matches!(key.key_type(), KeyType::Hash | KeyType::Empty) {
+            return Err("the key does not hold a row");
+        }
+        let fields: Vec<_> = fields.map(|(feature, field)| (ServerString::new(feature.as_bytes()), field)).collect();
+        let fields = fields.iter().map(|(feature, field)| (feature, *field));
+        write_hash(context, words, &key, name, view_name, change, fields);
+        return Ok(());
+    }
+    // The definitions are replicated too, and came before.
+    let prepared = prepared.ok_or("the view of a packed row is not registered")?;
+    let packing = prepared.packing.as_ref().ok_or("the rows of the view are not packed")?;
+    let old = match key.key_type() {
+        KeyType::Empty => None,
+        _ => Some(key.string().and_then(|row| packing.open(row)).ok_or("the key does not hold a row")?),
+    };
+    let fields = fields.filter_map(|(feature, field)| Some((prepared.view.position(feature.as_bytes(), 0)?, field)));
+    let row = packing.rewrite(&prepared.view, old, change.updated_at_ms, &change.times, fields);
+    write_packed(context, &mut key, name, &row, change);
+    Ok(())
+}
+
+/// Refuses a key that holds something that is no row, and an update that its row cannot hold.
+pub(crate) fn check_row(
+    context: Context<'_>,
+    name: &ServerString,
+    prepared: &PreparedView,
+    update: &Update,
+) -> Result<()> {
+    check_type(context, name, prepared)?;
+    let Some(packing) = &prepared.packing else { return Ok(()) };
+    packing.check_update(&prepared.view, update)?;
+    match Key::open(context, name, Mode::Read).string() {
+        Some(row) if packing.open(row).is_none() => Err(wrong_type(name, prepared)),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a key of another type than rows are of.
+pub(crate) fn check_type(context: Context<'_>, name: &ServerString, prepared: &PreparedView) -> Result<()> {
+    match (Key::open(context, name, Mode::Read).key_type(), &prepared.packing) {
+        (KeyType::Empty, _) | (KeyType::Hash, None) | (KeyType::String, Some(_)) => Ok(()),
+        _ => Err(wrong_type(name, prepared)),
+    }
+}
