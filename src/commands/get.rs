@@ -6,8 +6,8 @@ use crate::server::api::Context;
 use crate::server::command::{Argument, Call, Command, KeyAccess, Keys, Spec};
 use crate::server::logs::add;
 use crate::server::reply::Protocol;
-use crate::server::rows::{Rows, Times};
-use crate::server::state::{words, PreparedView};
+use crate::server::rows::{read_one, Asked, Times};
+use crate::server::state::PreparedView;
 use feature_store_core::row::{Served, Status, Stored};
 use feature_store_core::time::parse_unix_ms;
 use feature_store_core::windows::state::ReadAt;
@@ -71,24 +71,23 @@ impl Command for Get {
         };
         check_reply_size(view, &features, 1)?;
         let times = if with_status { Times::Always } else { Times::IfAged };
-        let mut rows = Rows::new(&prepared, &features, times, at);
-        rows.read(context, &words(context), call.string(1))?;
-        let protocol = context.protocol();
-        context.reply_map(features.len());
-        for (place, feature) in features.iter().enumerate() {
-            context.reply_text(&view.features()[*feature].name);
-            if with_status {
-                context.reply_array(3);
+        let asked = Asked { prepared: &prepared, features: &features, times, at };
+        read_one(context, &asked, call.string(1), |row| {
+            let protocol = context.protocol();
+            context.reply_map(features.len());
+            for (place, feature) in features.iter().enumerate() {
+                context.reply_text(&view.features()[*feature].name);
+                if with_status {
+                    context.reply_array(3);
+                }
+                let served = row.serve(place);
+                reply_served(context, protocol, &prepared, *feature, row.stored(place), &served);
+                if with_status {
+                    context.reply_text(served.status.as_str());
+                    context.reply_optional_integer(served.age_ms(at.ms()));
+                }
             }
-            let served = rows.serve(0, place);
-            reply_served(context, protocol, &prepared, *feature, rows.stored(0, place), &served);
-            if with_status {
-                context.reply_text(served.status.as_str());
-                context.reply_optional_integer(served.age_ms(at.ms()));
-            }
-        }
-        rows.note_served(context);
-        Ok(())
+        })
     }
 }
 

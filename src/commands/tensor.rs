@@ -3,10 +3,11 @@
 use super::mget::row_of_same_view;
 use super::{FEATURES, FIRST, KEYS};
 use crate::server::command::{Call, Command, KeyAccess, Keys, Spec};
-use crate::server::rows::{Rows, Times};
+use crate::server::rows::NumberReader;
 use crate::server::state::words;
 use feature_store_core::windows::state::ReadAt;
 use feature_store_core::{Error, Result};
+use smallvec::SmallVec;
 
 /// As large as a string of the protocol may be.
 const TENSOR_BYTES_MAX: usize = 512 << 20;
@@ -43,20 +44,13 @@ impl Command for Tensor {
             None => return view.tensor_columns(&request.features).map(|_| ()),
         };
         let keys = call.arguments().len() - 1;
-        let bytes = checked_bytes(columns.iter().sum(), keys)?;
+        let bytes = checked_bytes(request.width, keys)?;
         let words = words(context);
-        let mut tensor = vec![0; bytes];
-        let mut rest = tensor.as_mut_slice();
-        let mut row = Rows::new(&prepared, &request.features, Times::IfAged, ReadAt::Clock(context.now_ms()));
-        for place in 2..2 + keys {
-            row.clear();
-            row.read(context, &words, row_of_same_view(call, place, view)?)?;
-            for (place, width) in columns.iter().enumerate() {
-                let (numbers, after) = std::mem::take(&mut rest).split_at_mut(width * 4);
-                rest = after;
-                row.write_columns(0, place, numbers);
-            }
-            row.note_served(context);
+        // One short row needs no allocation.
+        let mut tensor: SmallVec<[u8; 512]> = SmallVec::from_elem(0, bytes);
+        let mut reader = NumberReader::new(&prepared, &request.features, ReadAt::Clock(context.now_ms()));
+        for (place, out) in (2..2 + keys).zip(tensor.chunks_exact_mut((request.width * 4).max(1))) {
+            reader.read(context, &words, row_of_same_view(call, place, view)?, columns, out, |_| {})?;
         }
         context.reply_bytes(&tensor);
         Ok(())

@@ -354,6 +354,11 @@ impl<'a> PackedRow<'a> {
         self.holds_slot(place).then(|| self.span(place))
     }
 
+    /// What stands there.
+    pub fn value_bytes(&self, feature: usize) -> Option<&'a [u8]> {
+        self.span_of(feature).map(|(start, end)| &self.bytes[start..end])
+    }
+
     /// Its event times.
     pub fn times(&self) -> RowTimes {
         let slots = &self.packing.slots;

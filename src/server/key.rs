@@ -64,6 +64,11 @@ impl<'a> Key<'a> {
         self.raw
     }
 
+    /// Is there no such key? Only for one that was opened for reading.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.raw.is_null()
+    }
+
     pub(crate) fn key_type(&self) -> KeyType {
         // SAFETY: the handle is open or null, both are allowed.
         match unsafe { api!(RedisModule_KeyType(self.raw)) } as isize {
@@ -106,11 +111,11 @@ impl<'a> Key<'a> {
 
     /// The bytes of a string; `None` for anything else.
     pub(crate) fn string(&self) -> Option<&[u8]> {
-        if self.key_type() != KeyType::String {
+        if self.raw.is_null() {
             return None;
         }
         let mut length = 0usize;
-        // SAFETY: the handle is open on a string. The pointer is valid for `length` bytes until the key is written, which
+        // SAFETY: the handle is open. What is no string gives null. The pointer is valid for `length` bytes until the key is written, which
         // takes `&mut self`, or closed.
         unsafe {
             let bytes = api!(RedisModule_StringDMA(self.raw, &mut length, raw::REDISMODULE_READ as c_int));

@@ -109,7 +109,8 @@ impl Context<'_> {
             Some(Value::List(v)) => self.reply_text(v),
             Some(Value::Float(v)) => match protocol {
                 Protocol::Resp3 => self.reply_double(*v),
-                Protocol::Resp2 => self.reply_bytes(&Value::Float(*v).to_field()),
+                // A FLOAT comes in one piece.
+                Protocol::Resp2 => Value::Float(*v).write_field(|text| self.reply_bytes(text)),
             },
             Some(Value::Vector(numbers)) => {
                 self.reply_array(numbers.len());

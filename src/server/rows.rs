@@ -3,15 +3,15 @@
 use crate::server::api::{Context, ServerString};
 use crate::server::key::{Key, KeyType, Mode};
 use crate::server::logs::add;
-use crate::server::state::{PreparedView, Words, STATE};
+use crate::server::state::{words, PreparedView, Words, STATE};
 use crate::server::window_type::OtherType;
 use crate::server::windows::wrong_type as wrong_type_of_state;
 use feature_store_core::definition::FeatureView;
 use feature_store_core::error::shown;
 use feature_store_core::keys::{TIMES, UPDATED_AT};
 use feature_store_core::materialize::RowTimes;
-use feature_store_core::packed::{write_numbers, Packing};
-use feature_store_core::row::{is_outside_max_age, serve, serve_window, write_columns, Served, Status, Stored};
+use feature_store_core::packed::{write_numbers, PackedRow, Packing};
+use feature_store_core::row::{self, is_outside_max_age, serve, serve_window, Served, Status, Stored};
 use feature_store_core::windows::state::{ReadAt, TooOld, WindowState};
 use feature_store_core::{Code, Error, Result};
 use smallvec::SmallVec;
@@ -287,24 +287,6 @@ impl<'v> Rows<'v> {
         }
     }
 
-    /// Writes what a reader gets for it as the columns of a tensor. Answers why, and whether the row's own number is it.
-    pub(crate) fn write_columns(&self, row: usize, place: usize, out: &mut [u8]) -> (Status, bool) {
-        let (view, feature) = (&self.prepared.view, self.features[place]);
-        if let (Stored::Packed(bytes), ReadAt::Clock(now_ms)) = (self.stored(row, place), self.at) {
-            let time_ms = self.rows[row].times.of_present(feature);
-            let is_fresh = !is_outside_max_age(view, feature, time_ms, now_ms);
-            if is_fresh && write_numbers(&view.features()[feature], bytes, out) {
-                return (Status::Present, true);
-            }
-        }
-        let served = self.serve(row, place);
-        let has_number = write_columns(view, feature, served.value.as_ref(), out);
-        if served.status == Status::Invalid || !has_number {
-            add(&self.prepared.log.counters.invalid_values, 1);
-        }
-        (served.status, served.status == Status::Present && has_number)
-    }
-
     /// What a reader gets for it.
     pub(crate) fn serve(&self, row: usize, place: usize) -> Cow<'_, Served<'_>> {
         if let Some(Some(window)) = self.window_at.get(place) {
@@ -318,6 +300,198 @@ impl<'v> Rows<'v> {
 impl RowFacts {
     fn of(times: RowTimes) -> Self {
         RowFacts { exists: true, is_unreadable: false, times }
+    }
+}
+
+/// One row, read. `place`: of what was asked for.
+pub(crate) trait Reading {
+    /// What the row holds of the feature there.
+    fn stored(&self, place: usize) -> Stored<'_>;
+    /// What a reader gets for it.
+    fn serve(&self, place: usize) -> Cow<'_, Served<'_>>;
+    /// Writes the row's own numbers where that takes no detour over a value. False: it does, or there are none.
+    fn write_fresh(&self, _place: usize, _out: &mut [u8]) -> bool {
+        false
+    }
+}
+
+/// One of several rows.
+struct RowOf<'r, 'v> {
+    rows: &'r Rows<'v>,
+    row: usize,
+}
+
+impl Reading for RowOf<'_, '_> {
+    fn stored(&self, place: usize) -> Stored<'_> {
+        self.rows.stored(self.row, place)
+    }
+    fn serve(&self, place: usize) -> Cow<'_, Served<'_>> {
+        self.rows.serve(self.row, place)
+    }
+}
+
+/// A packed row, read where it lies.
+struct InPlace<'k> {
+    prepared: &'k PreparedView,
+    features: &'k [usize],
+    /// `None`: there is none, or none that this view packed.
+    row: Option<PackedRow<'k>>,
+    is_unreadable: bool,
+    times: RowTimes,
+    now_ms: i64,
+}
+
+impl<'k> InPlace<'k> {
+    /// Can these features be read so? Windows stand elsewhere.
+    fn is_possible(prepared: &PreparedView, features: &[usize], at: ReadAt) -> bool {
+        let is_window = |feature: &usize| prepared.view.features()[*feature].window.is_some();
+        prepared.packing.is_some()
+            && matches!(at, ReadAt::Clock(_))
+            && (prepared.windows.is_none() || !features.iter().any(is_window))
+    }
+
+    fn of(
+        prepared: &'k PreparedView,
+        features: &'k [usize],
+        key: &'k Key<'_>,
+        name: &ServerString,
+        now_ms: i64,
+    ) -> Result<Self> {
+        let bytes = match (key.string(), &prepared.packing) {
+            (None, _) if key.is_empty() => None,
+            (Some(bytes), Some(packing)) => Some((packing, bytes)),
+            _ => return Err(wrong_type(name, prepared)),
+        };
+        let row = bytes.and_then(|(packing, bytes)| packing.open(bytes));
+        let times = row.map_or_else(RowTimes::default, |row| row.times());
+        Ok(InPlace { prepared, features, row, is_unreadable: bytes.is_some() && row.is_none(), times, now_ms })
+    }
+
+    fn note_served(&self, context: Context<'_>) {
+        STATE.borrow_mut(context).counters.rows_served += 1;
+        self.prepared.samples.serve(self.features, self.now_ms, |place| self.serve(place));
+    }
+}
+
+impl Reading for InPlace<'_> {
+    fn stored(&self, place: usize) -> Stored<'_> {
+        match self.row.as_ref().map(|row| row.value_bytes(self.features[place])) {
+            Some(Some(bytes)) => Stored::Packed(bytes),
+            None if self.is_unreadable => Stored::Unreadable,
+            _ => Stored::Absent,
+        }
+    }
+    fn serve(&self, place: usize) -> Cow<'_, Served<'_>> {
+        let (view, at) = (&self.prepared.view, ReadAt::Clock(self.now_ms));
+        Cow::Owned(serve(view, self.features[place], self.stored(place), &self.times, at))
+    }
+    fn write_fresh(&self, place: usize, out: &mut [u8]) -> bool {
+        let (view, feature) = (&self.prepared.view, self.features[place]);
+        let Some(bytes) = self.row.as_ref().and_then(|row| row.value_bytes(feature)) else { return false };
+        let is_fresh = || !is_outside_max_age(view, feature, self.times.of_present(feature), self.now_ms);
+        is_fresh() && write_numbers(&view.features()[feature], bytes, out)
+    }
+}
+
+/// Reads one row and shows it.
+pub(crate) fn read_one(
+    context: Context<'_>,
+    asked: &Asked<'_>,
+    name: &ServerString,
+    see: impl FnOnce(&dyn Reading),
+) -> Result<()> {
+    let Asked { prepared, features, times, at } = *asked;
+    if InPlace::is_possible(prepared, features, at) {
+        let key = Key::open(context, name, Mode::Read);
+        let row = InPlace::of(prepared, features, &key, name, at.ms())?;
+        see(&row);
+        row.note_served(context);
+        return Ok(());
+    }
+    let mut rows = Rows::new(prepared, features, times, at);
+    rows.read(context, &words(context), name)?;
+    see(&RowOf { rows: &rows, row: 0 });
+    rows.note_served(context);
+    Ok(())
+}
+
+/// What is read of rows.
+#[derive(Clone, Copy)]
+pub(crate) struct Asked<'v> {
+    /// The view.
+    pub(crate) prepared: &'v PreparedView,
+    /// The features, by index.
+    pub(crate) features: &'v [usize],
+    pub(crate) times: Times,
+    pub(crate) at: ReadAt,
+}
+
+/// Reads rows as numbers, one at a time.
+pub(crate) enum NumberReader<'v> {
+    /// Straight from packed rows.
+    InPlace(Asked<'v>),
+    Copied(Rows<'v>),
+}
+
+impl<'v> NumberReader<'v> {
+    pub(crate) fn new(prepared: &'v PreparedView, features: &'v [usize], at: ReadAt) -> Self {
+        match InPlace::is_possible(prepared, features, at) {
+            true => NumberReader::InPlace(Asked { prepared, features, times: Times::IfAged, at }),
+            false => NumberReader::Copied(Rows::new(prepared, features, Times::IfAged, at)),
+        }
+    }
+
+    /// Reads a row into `out`. `columns`: for each feature where its numbers begin there, and how many they are. Shows
+    /// the places whose numbers are the row's own, and no defaults or NaN.
+    pub(crate) fn read(
+        &mut self,
+        context: Context<'_>,
+        words: &Words,
+        name: &ServerString,
+        columns: &[(usize, usize)],
+        out: &mut [u8],
+        own: impl FnMut(usize),
+    ) -> Result<()> {
+        match self {
+            NumberReader::InPlace(Asked { prepared, features, at, .. }) => {
+                let key = Key::open(context, name, Mode::Read);
+                let row = InPlace::of(prepared, features, &key, name, at.ms())?;
+                write_columns(prepared, features, &row, columns, out, own);
+                row.note_served(context);
+            }
+            NumberReader::Copied(rows) => {
+                rows.clear();
+                rows.read(context, words, name)?;
+                write_columns(rows.prepared, rows.features, &RowOf { rows, row: 0 }, columns, out, own);
+                rows.note_served(context);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Writes the numbers of a row that was read.
+fn write_columns(
+    prepared: &PreparedView,
+    features: &[usize],
+    row: &impl Reading,
+    columns: &[(usize, usize)],
+    out: &mut [u8],
+    mut own: impl FnMut(usize),
+) {
+    for (place, (feature, (offset, width))) in features.iter().zip(columns).enumerate() {
+        let out = &mut out[offset * 4..(offset + width) * 4];
+        if row.write_fresh(place, out) {
+            own(place);
+            continue;
+        }
+        let served = row.serve(place);
+        let has_number = row::write_columns(&prepared.view, *feature, served.value.as_ref(), out);
+        match served.status {
+            Status::Present if has_number => own(place),
+            Status::Present | Status::Invalid => add(&prepared.log.counters.invalid_values, 1),
+            Status::Default | Status::NotFound | Status::OutsideMaxAge => {}
+        }
     }
 }
 

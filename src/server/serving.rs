@@ -2,7 +2,7 @@
 
 use crate::server::acl::{Access, Caller};
 use crate::server::api::{Context, ServerString};
-use crate::server::rows::{Rows, Times};
+use crate::server::rows::{NumberReader, Rows, Times};
 use crate::server::state::{words, PreparedService, PreparedView};
 use feature_store_core::service::{write_pair_id, Part, Role};
 use feature_store_core::windows::state::ReadAt;
@@ -95,12 +95,6 @@ pub(crate) struct Tensor {
 }
 
 impl Tensor {
-    fn mark(&mut self, first: usize, count: usize) {
-        if let Some(present) = &mut self.present {
-            (first..first + count).for_each(|bit| present[bit / 8] |= 1 << (bit % 8));
-        }
-    }
-
     /// The context's row stands in each row of the answer.
     fn repeat(&mut self, part: &Part, width: usize, rows: usize) {
         for (offset, count) in &part.columns {
@@ -110,10 +104,17 @@ impl Tensor {
                 let first = row * width + offset;
                 self.bytes[first * 4..(first + count) * 4].copy_from_slice(&number);
                 if is_present {
-                    self.mark(first, *count);
+                    mark(&mut self.present, first, *count);
                 }
             }
         }
+    }
+}
+
+/// Marks numbers as present, where that is wanted.
+fn mark(present: &mut Option<Vec<u8>>, first: usize, count: usize) {
+    if let Some(present) = present {
+        (first..first + count).for_each(|bit| present[bit / 8] |= 1 << (bit % 8));
     }
 }
 
@@ -129,18 +130,14 @@ pub(crate) fn read_tensor(
     let present = service.service.with_status.then(|| vec![0; (width * count).div_ceil(8)]);
     let mut tensor = Tensor { bytes: vec![0; width * count * 4], present };
     for (part, view) in parts(service) {
-        let mut rows = Rows::new(view, &part.features, Times::IfAged, at);
+        let mut reader = NumberReader::new(view, &part.features, at);
         for (row, key) in subjects.keys(part.role, view).enumerate() {
-            rows.clear();
-            rows.read(context, &words, &key)?;
-            for (place, (offset, columns)) in part.columns.iter().enumerate() {
-                let first = row * width + offset;
-                let (_, is_own) = rows.write_columns(0, place, &mut tensor.bytes[first * 4..(first + columns) * 4]);
-                if is_own {
-                    tensor.mark(first, *columns);
-                }
-            }
-            rows.note_served(context);
+            let Tensor { bytes, present } = &mut tensor;
+            let out = &mut bytes[row * width * 4..(row + 1) * width * 4];
+            reader.read(context, &words, &key, &part.columns, out, |place| {
+                let (offset, columns) = part.columns[place];
+                mark(present, row * width + offset, columns);
+            })?;
         }
         if part.role == Role::Context {
             tensor.repeat(part, width, count);

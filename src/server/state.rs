@@ -118,8 +118,10 @@ pub(crate) struct Request {
     names: Vec<u8>,
     /// The features, by index.
     pub(crate) features: Vec<usize>,
-    /// How many tensor columns each fills; `None` if one has no number.
-    pub(crate) columns: Option<Vec<usize>>,
+    /// Of a tensor: where each one's columns begin, and how many they are. `None`: one has no number.
+    pub(crate) columns: Option<Vec<(usize, usize)>>,
+    /// How many columns that makes.
+    pub(crate) width: usize,
 }
 
 impl PreparedView {
@@ -129,8 +131,13 @@ impl PreparedView {
             return Ok(Rc::clone(last));
         }
         let features = self.view.served_positions(names)?;
-        let columns = self.view.tensor_columns(&features).ok();
-        let request = Rc::new(Request { names: names.to_vec(), features, columns });
+        let mut width = 0;
+        let placed = |count: usize| {
+            width += count;
+            (width - count, count)
+        };
+        let columns = self.view.tensor_columns(&features).ok().map(|widths| widths.into_iter().map(placed).collect());
+        let request = Rc::new(Request { names: names.to_vec(), features, columns, width });
         *self.last_request.borrow_mut() = Some(Rc::clone(&request));
         Ok(request)
     }
