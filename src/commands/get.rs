@@ -80,8 +80,8 @@ impl Command for Get {
                 if with_status {
                     context.reply_array(3);
                 }
-                let served = row.serve(place);
-                reply_served(context, protocol, &prepared, *feature, row.stored(place), &served);
+                let (stored, served) = row.read(place);
+                reply_served(context, protocol, &prepared, *feature, stored, &served);
                 if with_status {
                     context.reply_text(served.status.as_str());
                     context.reply_optional_integer(served.age_ms(at.ms()));

@@ -47,7 +47,7 @@ impl Command for Mpublish {
         let mut rows = Vec::with_capacity(objects.len() / 2);
         for (i, pair) in objects.chunks_exact(2).enumerate() {
             let place = 1 + 2 * i;
-            let (key, prepared) = call.row(place)?;
+            let (entity_id, prepared) = call.row(place)?;
             let stamped = StampedUpdate::from_json(&prepared.view, pair[1])?;
             if let Some(at_ms) = stamped.at_ms {
                 check_not_future(at_ms, now_ms, clock_skew_ms_max, &prepared.view.name)?;
@@ -56,12 +56,12 @@ impl Command for Mpublish {
             if stamped.update.is_of_row(&prepared.view) {
                 check_row(context, name, &prepared, &stamped.update)?;
             }
-            check_windows(context, &prepared, key.entity_id)?;
+            check_windows(context, &prepared, entity_id)?;
             if prepared.view.log {
                 caller.require(context, &prepared.log.stream_key, Access::Insert)?;
                 check_log(context, &prepared.log)?;
             }
-            rows.push((key.entity_id, name, prepared, stamped));
+            rows.push((entity_id, name, prepared, stamped));
         }
         let mut entries: HashMap<&str, (&Rc<PreparedView>, u64)> = HashMap::new();
         for (_, _, prepared, _) in rows.iter().filter(|(_, _, prepared, _)| prepared.view.log) {

@@ -48,7 +48,7 @@ impl Command for Publish {
 
     fn run(call: &Call<'_>) -> Result<()> {
         let context = call.context;
-        let (key, prepared) = call.row(1)?;
+        let (entity_id, prepared) = call.row(1)?;
         let mut arguments = call.arguments();
         arguments.next("key")?;
         let (mut at_ms, mut event_id, mut log) = (None, None, prepared.view.log);
@@ -79,7 +79,7 @@ impl Command for Publish {
         }
         let publication = Publication {
             key: call.string(1),
-            entity_id: key.entity_id,
+            entity_id,
             prepared: &prepared,
             update: &update,
             event_time_ms: at_ms,

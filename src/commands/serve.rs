@@ -71,7 +71,7 @@ pub(super) fn answer(context: Context<'_>, service: &PreparedService, subjects: 
     let at = ReadAt::Clock(context.now_ms());
     if service.service.format == Format::Tensor {
         checked_bytes(width, count)?;
-        let tensor = read_tensor(context, service, subjects, at)?;
+        let tensor = read_tensor(context, service, subjects, at.ms())?;
         context.reply_array(if tensor.present.is_some() { 3 } else { 2 });
         context.reply_array(2);
         context.reply_count(Some(count as u64));

@@ -5,7 +5,6 @@ use super::{FEATURES, FIRST, KEYS};
 use crate::server::command::{Call, Command, KeyAccess, Keys, Spec};
 use crate::server::rows::NumberReader;
 use crate::server::state::words;
-use feature_store_core::windows::state::ReadAt;
 use feature_store_core::{Error, Result};
 use smallvec::SmallVec;
 
@@ -39,18 +38,18 @@ impl Command for Tensor {
         let view = &prepared.view;
         let request = prepared.request(call.arguments().next("features")?)?;
         // Before any row is read: a feature without a number is an error up front.
-        let columns = match &request.columns {
-            Some(columns) => columns,
+        let numbers = match &request.numbers {
+            Some(numbers) => numbers,
             None => return view.tensor_columns(&request.features).map(|_| ()),
         };
         let keys = call.arguments().len() - 1;
-        let bytes = checked_bytes(request.width, keys)?;
+        let bytes = checked_bytes(numbers.width, keys)?;
         let words = words(context);
         // One short row needs no allocation.
         let mut tensor: SmallVec<[u8; 512]> = SmallVec::from_elem(0, bytes);
-        let mut reader = NumberReader::new(&prepared, &request.features, ReadAt::Clock(context.now_ms()));
-        for (place, out) in (2..2 + keys).zip(tensor.chunks_exact_mut((request.width * 4).max(1))) {
-            reader.read(context, &words, row_of_same_view(call, place, view)?, columns, out, |_| {})?;
+        let mut reader = NumberReader::new(&prepared, numbers, context.now_ms());
+        for (place, out) in (2..2 + keys).zip(tensor.chunks_exact_mut((numbers.width * 4).max(1))) {
+            reader.read(context, &words, row_of_same_view(call, place, view)?, out, |_| {})?;
         }
         context.reply_bytes(&tensor);
         Ok(())

@@ -16,7 +16,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 
 /// The time of a value that another writer left without one: older than every event.
-const UNKNOWN_TIME_MS: i64 = 0;
+pub(crate) const UNKNOWN_TIME_MS: i64 = 0;
 
 /// The event times that a row holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -21,11 +21,12 @@
 use crate::definition::{Feature, FeatureView};
 use crate::error::{Error, Result};
 use crate::feature_type::FeatureType;
-use crate::materialize::{RowTimes, TimesChange};
+use crate::materialize::{RowTimes, TimesChange, UNKNOWN_TIME_MS};
 use crate::update::Update;
 use crate::value::Value;
 use smallvec::SmallVec;
 use std::borrow::Cow;
+use std::hint::black_box;
 use xxhash_rust::xxh3::Xxh3;
 
 const FORMAT: u8 = 1;
@@ -58,6 +59,8 @@ pub struct Packing {
     /// By number of slots: the fingerprint of their features.
     fingerprints: Vec<u32>,
     texts: usize,
+    /// Where the bits of what is present begin in a row that has all slots.
+    present_at: usize,
 }
 
 /// A packed row, checked: all that it says lies inside of it.
@@ -118,6 +121,7 @@ impl Packing {
             slot_of: vec![None; view.features().len()],
             fingerprints: Vec::new(),
             texts: 0,
+            present_at: 0,
         };
         let mut fingerprint = Xxh3::new();
         let mut offset = HEADER_BYTES;
@@ -138,6 +142,7 @@ impl Packing {
             fingerprint.update(&[0]);
         }
         packing.fingerprints.push(fingerprint.digest() as u32);
+        packing.present_at = offset;
         if offset - HEADER_BYTES > SLOTS_BYTES_MAX {
             return Err(Error::syntax(format!(
                 "a row of view '{}' would have slots of {} bytes, STORAGE PACKED allows {SLOTS_BYTES_MAX}",
@@ -162,6 +167,9 @@ impl Packing {
 
     /// Reads a row. `None`: it is none of this view, or damaged.
     pub fn open<'a>(&'a self, bytes: &'a [u8]) -> Option<PackedRow<'a>> {
+        // Rows lie anywhere in memory. Where the bits are is known by the header alone; asking for them now lets both
+        // come at once instead of one after the other.
+        black_box(bytes.get(self.present_at).copied());
         if bytes.first() != Some(&FORMAT) || bytes.len() < HEADER_BYTES || bytes[1] > HAS_TIMES {
             return None;
         }
@@ -354,6 +362,18 @@ impl<'a> PackedRow<'a> {
         self.holds_slot(place).then(|| self.span(place))
     }
 
+    /// The event time of a slot that has one of its own.
+    fn time_of(&self, slot: usize) -> Option<i64> {
+        let mut times = self.times.chunks_exact(TIME_BYTES);
+        times.find(|time| u16_at(time, 0) == Some(slot as u16)).and_then(|time| i64_at(time, 2))
+    }
+
+    /// The event time of a feature that it holds. `None`: its writer left none.
+    pub fn event_time_ms(&self, feature: usize) -> Option<i64> {
+        let own = self.packing.slot_of[feature].and_then(|slot| self.time_of(slot));
+        Some(own.unwrap_or(self.updated_at_ms())).filter(|time| *time != UNKNOWN_TIME_MS)
+    }
+
     /// What stands there.
     pub fn value_bytes(&self, feature: usize) -> Option<&'a [u8]> {
         self.span_of(feature).map(|(start, end)| &self.bytes[start..end])
@@ -393,33 +413,127 @@ pub fn value_of<'a>(feature: &'a Feature, bytes: &'a [u8]) -> Option<Value<'a>> 
     }
 }
 
-/// Writes the numbers of a value at a feature's [`PackedRow::span_of`] as tensor columns, straight from the row. False:
-/// it has none that way, or none of the type; then [`value_of`] tells more.
-pub fn write_numbers(feature: &Feature, bytes: &[u8], out: &mut [u8]) -> bool {
-    let number = match feature.ty {
-        FeatureType::Int | FeatureType::Timestamp => i64_at(bytes, 0).map(|v| v as f32),
-        FeatureType::Float => match <[u8; 8]>::try_from(bytes).map(f64::from_le_bytes) {
-            Ok(v) if v.is_finite() => Some(v as f32),
-            _ => None,
-        },
-        FeatureType::Bool if bytes[0] <= 1 => Some(f32::from(bytes[0])),
-        FeatureType::Vector(_) => {
-            let numbers = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-            if !numbers.fold(true, |all, x| all & x.is_finite()) {
-                return false;
+/// A feature whose numbers are read straight from packed rows, among those of a tensor's row.
+#[derive(Debug, Clone, Copy)]
+struct Step {
+    /// Its place among what is read.
+    place: usize,
+    slot: usize,
+    offset: usize,
+    number: Number,
+    /// Where its columns begin in the tensor's row, bytes.
+    out: usize,
+    /// A value older than this is not served as it is.
+    age_ms_max: Option<i64>,
+}
+
+/// What stands in a slot that holds numbers.
+#[derive(Debug, Clone, Copy)]
+enum Number {
+    Integer,
+    Float,
+    Bool,
+    /// The index of a value among that many.
+    Category(u32),
+    /// So many bytes of float32.
+    Vector(usize),
+}
+
+/// How some features are read from the packed rows of a view as the columns of a tensor.
+#[derive(Debug, Clone, Default)]
+pub struct Steps {
+    steps: Vec<Step>,
+    /// Places that no step reads: they have no slot.
+    others: Vec<usize>,
+}
+
+impl Steps {
+    /// `columns`: for each feature where its columns begin in the tensor's row, and how many they are.
+    pub fn new(view: &FeatureView, packing: &Packing, features: &[usize], columns: &[(usize, usize)]) -> Self {
+        let mut steps = Steps::default();
+        for (place, (feature, (column, _))) in features.iter().zip(columns).enumerate() {
+            let definition = &view.features()[*feature];
+            let number = match definition.ty {
+                FeatureType::Int | FeatureType::Timestamp => Number::Integer,
+                FeatureType::Float => Number::Float,
+                FeatureType::Bool => Number::Bool,
+                FeatureType::Vector(n) => Number::Vector(n as usize * 4),
+                FeatureType::String | FeatureType::List => Number::Category(definition.values.as_slice().len() as u32),
+            };
+            match packing.slot_of[*feature] {
+                Some(slot) => {
+                    let offset = packing.slots[slot].offset;
+                    let age_ms_max = view.age_ms_max(*feature);
+                    steps.steps.push(Step { place, slot, offset, number, out: column * 4, age_ms_max });
+                }
+                None => steps.others.push(place),
             }
-            out.copy_from_slice(bytes);
-            return true;
         }
-        FeatureType::String if is_category(feature) => {
-            u32_at(bytes, 0).filter(|i| (*i as usize) < feature.values.as_slice().len()).map(|i| i as f32)
+        steps
+    }
+
+    /// Places that are not read from the row.
+    pub fn others(&self) -> &[usize] {
+        &self.others
+    }
+
+    /// Writes all numbers that the row holds, fresh and sound, and tells the places of these, and of all others that it
+    /// was to read.
+    pub fn read(
+        &self,
+        row: &PackedRow<'_>,
+        now_ms: i64,
+        out: &mut [u8],
+        mut own: impl FnMut(usize),
+        mut other: impl FnMut(usize),
+    ) {
+        let updated_at_ms = row.updated_at_ms();
+        for step in &self.steps {
+            let time_ms = || row.time_of(step.slot).unwrap_or(updated_at_ms);
+            let is_fresh = || match step.age_ms_max {
+                None => true,
+                Some(max) => matches!(time_ms(), UNKNOWN_TIME_MS) || now_ms.saturating_sub(time_ms()) <= max,
+            };
+            if row.holds_slot(step.slot)
+                && is_fresh()
+                && step.number.write(&row.bytes[step.offset..], &mut out[step.out..])
+            {
+                own(step.place);
+            } else {
+                other(step.place);
+            }
         }
-        FeatureType::Bool | FeatureType::String | FeatureType::List => None,
-    };
-    number.is_some_and(|number| {
-        out.copy_from_slice(&number.to_le_bytes());
-        true
-    })
+    }
+}
+
+impl Number {
+    /// Writes the number or numbers that stand at the beginning of `bytes`. False: they are none of the type.
+    fn write(self, bytes: &[u8], out: &mut [u8]) -> bool {
+        let number = match self {
+            Number::Integer => i64_at(bytes, 0).map(|v| v as f32),
+            Number::Float => {
+                i64_at(bytes, 0).map(|bits| f64::from_bits(bits as u64)).filter(|v| v.is_finite()).map(|v| v as f32)
+            }
+            Number::Bool => bytes.first().filter(|v| **v <= 1).map(|v| f32::from(*v)),
+            Number::Category(count) => u32_at(bytes, 0).filter(|i| *i < count).map(|i| i as f32),
+            Number::Vector(size) => {
+                let (Some(bytes), Some(out)) = (bytes.get(..size), out.get_mut(..size)) else { return false };
+                let numbers = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+                if !numbers.fold(true, |all, x| all & x.is_finite()) {
+                    return false;
+                }
+                out.copy_from_slice(bytes);
+                return true;
+            }
+        };
+        match (number, out.first_chunk_mut::<4>()) {
+            (Some(number), Some(out)) => {
+                *out = number.to_le_bytes();
+                true
+            }
+            _ => false,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -591,14 +705,23 @@ mod tests {
                 prop_assert_eq!(&values(&view, &packing, &row), &expected);
                 // Straight from the row, or over the value: the same columns.
                 let open = packing.open(&row).expect("a row");
-                for (i, feature) in view.features().iter().enumerate() {
-                    let (Some((start, end)), Some(width)) = (open.span_of(i), feature.columns()) else { continue };
-                    let (mut direct, mut by_value) = (vec![0; width * 4], vec![0; width * 4]);
-                    prop_assert!(write_numbers(feature, &row[start..end], &mut direct));
-                    let value = value_of(feature, &row[start..end]);
-                    prop_assert!(write_columns(&view, i, value.as_ref(), &mut by_value));
-                    prop_assert_eq!(direct, by_value);
+                let features: Vec<usize> = view.served().filter(|i| view.features()[*i].columns().is_some()).collect();
+                let widths = view.tensor_columns(&features).expect("numbers");
+                let columns: Vec<(usize, usize)> =
+                    widths.iter().enumerate().map(|(i, n)| (widths[..i].iter().sum(), *n)).collect();
+                let steps = Steps::new(&view, &packing, &features, &columns);
+                let mut out = vec![0; widths.iter().sum::<usize>() * 4];
+                let (mut own, mut others) = (Vec::new(), steps.others().to_vec());
+                steps.read(&open, 0, &mut out, |place| own.push(place), |place| others.push(place));
+                for place in own {
+                    let (feature, (column, width)) = (features[place], columns[place]);
+                    let (start, end) = open.span_of(feature).expect("a value");
+                    let value = value_of(&view.features()[feature], &row[start..end]);
+                    let mut by_value = vec![0; width * 4];
+                    prop_assert!(write_columns(&view, feature, value.as_ref(), &mut by_value));
+                    prop_assert_eq!(&out[column * 4..(column + width) * 4], &by_value);
                 }
+                prop_assert!(others.iter().all(|place| open.span_of(features[*place]).is_none()));
             }
         }
 
@@ -619,11 +742,13 @@ mod tests {
             row.truncate(cut.index(row.len() + 1));
             let Some(open) = packing.open(&row) else { return Ok(()) };
             let _ = open.times();
+            let numbers: Vec<usize> = view.served().filter(|i| view.features()[*i].columns() == Some(1)).collect();
+            let columns: Vec<(usize, usize)> = (0..numbers.len()).map(|i| (i, 1)).collect();
+            let mut out = vec![0; numbers.len() * 4];
+            Steps::new(&view, &packing, &numbers, &columns).read(&open, 0, &mut out, |_| (), |_| ());
             for (i, feature) in view.features().iter().enumerate() {
                 if let Some((start, end)) = open.span_of(i) {
                     let _ = value_of(feature, &row[start..end]);
-                    let mut out = vec![0; feature.columns().unwrap_or(1) * 4];
-                    let _ = write_numbers(feature, &row[start..end], &mut out);
                 }
             }
             // Whatever it was, it can be written again.

@@ -2,7 +2,6 @@
 
 use crate::definition::{Feature, FeatureView};
 use crate::feature_type::FeatureType;
-use crate::materialize::RowTimes;
 use crate::packed::value_of;
 use crate::value::Value;
 use crate::windows::state::ReadAt;
@@ -92,12 +91,12 @@ pub fn serve_window(
     Served { value, status, event_time_ms: newest_ms }
 }
 
-/// What is served for a feature of which the row holds `stored`.
+/// What is served for a feature of which the row holds `stored`. `event_time_ms`: of that value, where its writer left one.
 pub fn serve<'a>(
     view: &'a FeatureView,
     feature: usize,
     stored: Stored<'a>,
-    times: &RowTimes,
+    event_time_ms: Option<i64>,
     at: ReadAt,
 ) -> Served<'a> {
     let definition = &view.features()[feature];
@@ -108,7 +107,6 @@ pub fn serve<'a>(
         let status = if value.is_some() { Status::Default } else { Status::NotFound };
         return Served { value, status, event_time_ms: None };
     }
-    let event_time_ms = times.of_present(feature);
     if matches!(at, ReadAt::Named(_)) && event_time_ms.is_some_and(|t| t > now_ms) {
         // What was true at that time is not known any more: a default would claim that nothing was.
         return Served { value: None, status: Status::NotFound, event_time_ms: None };
@@ -169,6 +167,7 @@ pub fn write_columns(view: &FeatureView, feature: usize, value: Option<&Value<'_
 mod tests {
     use super::*;
     use crate::arguments::Arguments;
+    use crate::materialize::RowTimes;
     use crate::schema_syntax::parse_registration;
 
     fn view() -> FeatureView {
@@ -186,7 +185,7 @@ mod tests {
         let times = RowTimes::read(&view, Some(b"100"), None);
         let at = |feature, field: Option<&'static str>, now_ms| {
             let stored = field.map_or(Stored::Absent, |field| Stored::Field(field.as_bytes()));
-            let served = serve(&view, feature, stored, &times, ReadAt::Clock(now_ms));
+            let served = serve(&view, feature, stored, times.of_present(feature), ReadAt::Clock(now_ms));
             (served.value.map(|v| String::from_utf8(v.to_field()).expect("text")), served.status)
         };
         let some = |text: &str| Some(text.to_owned());
@@ -198,7 +197,7 @@ mod tests {
         assert_eq!(at(1, None, 104_000), (None, Status::NotFound));
         assert_eq!(at(1, Some("1.5"), 105_001), (None, Status::OutsideMaxAge));
         assert_eq!(at(1, Some("1.5"), 99_000), (some("1.5"), Status::Present));
-        let named = |ms| serve(&view, 0, Stored::Field(b"5"), &times, ReadAt::Named(ms)).status;
+        let named = |ms| serve(&view, 0, Stored::Field(b"5"), times.of_present(0), ReadAt::Named(ms)).status;
         assert_eq!((named(99_999), named(100_000)), (Status::NotFound, Status::Present));
     }
 

@@ -3,7 +3,6 @@
 use crate::server::api::{api, Context, LogLevel, ServerString};
 use crate::server::state::{PreparedView, STATE};
 use feature_store_core::arguments::Arguments;
-use feature_store_core::keys::RowKey;
 use feature_store_core::{Error, Result};
 use redis_module::raw;
 use smallvec::SmallVec;
@@ -184,11 +183,9 @@ impl<'a> Call<'a> {
         &self.strings[place]
     }
 
-    /// The row's key at a place, and the view that it names.
-    pub(crate) fn row(&self, place: usize) -> Result<(RowKey<'a>, Rc<PreparedView>)> {
-        let key = RowKey::parse(self.bytes[place])?;
-        let prepared = STATE.borrow(self.context).view_of(&key)?;
-        Ok((key, prepared))
+    /// The view that the row's key at a place names, and the entity's id in it.
+    pub(crate) fn row(&self, place: usize) -> Result<(&'a [u8], Rc<PreparedView>)> {
+        STATE.borrow_mut(self.context).row(self.bytes[place])
     }
 }
 

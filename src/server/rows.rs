@@ -3,15 +3,15 @@
 use crate::server::api::{Context, ServerString};
 use crate::server::key::{Key, KeyType, Mode};
 use crate::server::logs::add;
-use crate::server::state::{words, PreparedView, Words, STATE};
+use crate::server::state::{words, NumberPlan, PreparedView, Words, STATE};
 use crate::server::window_type::OtherType;
 use crate::server::windows::wrong_type as wrong_type_of_state;
 use feature_store_core::definition::FeatureView;
 use feature_store_core::error::shown;
 use feature_store_core::keys::{TIMES, UPDATED_AT};
 use feature_store_core::materialize::RowTimes;
-use feature_store_core::packed::{write_numbers, PackedRow, Packing};
-use feature_store_core::row::{self, is_outside_max_age, serve, serve_window, Served, Status, Stored};
+use feature_store_core::packed::{PackedRow, Packing};
+use feature_store_core::row::{self, serve, serve_window, Served, Status, Stored};
 use feature_store_core::windows::state::{ReadAt, TooOld, WindowState};
 use feature_store_core::{Code, Error, Result};
 use smallvec::SmallVec;
@@ -293,7 +293,8 @@ impl<'v> Rows<'v> {
             return Cow::Borrowed(&self.window_values[row * self.windows + window]);
         }
         let stored = self.stored(row, place);
-        Cow::Owned(serve(&self.prepared.view, self.features[place], stored, &self.rows[row].times, self.at))
+        let time_ms = self.rows[row].times.of_present(self.features[place]);
+        Cow::Owned(serve(&self.prepared.view, self.features[place], stored, time_ms, self.at))
     }
 }
 
@@ -305,14 +306,8 @@ impl RowFacts {
 
 /// One row, read. `place`: of what was asked for.
 pub(crate) trait Reading {
-    /// What the row holds of the feature there.
-    fn stored(&self, place: usize) -> Stored<'_>;
-    /// What a reader gets for it.
-    fn serve(&self, place: usize) -> Cow<'_, Served<'_>>;
-    /// Writes the row's own numbers where that takes no detour over a value. False: it does, or there are none.
-    fn write_fresh(&self, _place: usize, _out: &mut [u8]) -> bool {
-        false
-    }
+    /// What the row holds of the feature there, and what a reader gets for it.
+    fn read(&self, place: usize) -> (Stored<'_>, Cow<'_, Served<'_>>);
 }
 
 /// One of several rows.
@@ -322,11 +317,8 @@ struct RowOf<'r, 'v> {
 }
 
 impl Reading for RowOf<'_, '_> {
-    fn stored(&self, place: usize) -> Stored<'_> {
-        self.rows.stored(self.row, place)
-    }
-    fn serve(&self, place: usize) -> Cow<'_, Served<'_>> {
-        self.rows.serve(self.row, place)
+    fn read(&self, place: usize) -> (Stored<'_>, Cow<'_, Served<'_>>) {
+        (self.rows.stored(self.row, place), self.rows.serve(self.row, place))
     }
 }
 
@@ -337,7 +329,6 @@ struct InPlace<'k> {
     /// `None`: there is none, or none that this view packed.
     row: Option<PackedRow<'k>>,
     is_unreadable: bool,
-    times: RowTimes,
     now_ms: i64,
 }
 
@@ -363,33 +354,27 @@ impl<'k> InPlace<'k> {
             _ => return Err(wrong_type(name, prepared)),
         };
         let row = bytes.and_then(|(packing, bytes)| packing.open(bytes));
-        let times = row.map_or_else(RowTimes::default, |row| row.times());
-        Ok(InPlace { prepared, features, row, is_unreadable: bytes.is_some() && row.is_none(), times, now_ms })
+        Ok(InPlace { prepared, features, row, is_unreadable: bytes.is_some() && row.is_none(), now_ms })
     }
 
     fn note_served(&self, context: Context<'_>) {
         STATE.borrow_mut(context).counters.rows_served += 1;
-        self.prepared.samples.serve(self.features, self.now_ms, |place| self.serve(place));
+        self.prepared.samples.serve(self.features, self.now_ms, |place| self.read(place).1);
     }
 }
 
 impl Reading for InPlace<'_> {
-    fn stored(&self, place: usize) -> Stored<'_> {
-        match self.row.as_ref().map(|row| row.value_bytes(self.features[place])) {
-            Some(Some(bytes)) => Stored::Packed(bytes),
-            None if self.is_unreadable => Stored::Unreadable,
-            _ => Stored::Absent,
-        }
-    }
-    fn serve(&self, place: usize) -> Cow<'_, Served<'_>> {
-        let (view, at) = (&self.prepared.view, ReadAt::Clock(self.now_ms));
-        Cow::Owned(serve(view, self.features[place], self.stored(place), &self.times, at))
-    }
-    fn write_fresh(&self, place: usize, out: &mut [u8]) -> bool {
-        let (view, feature) = (&self.prepared.view, self.features[place]);
-        let Some(bytes) = self.row.as_ref().and_then(|row| row.value_bytes(feature)) else { return false };
-        let is_fresh = || !is_outside_max_age(view, feature, self.times.of_present(feature), self.now_ms);
-        is_fresh() && write_numbers(&view.features()[feature], bytes, out)
+    fn read(&self, place: usize) -> (Stored<'_>, Cow<'_, Served<'_>>) {
+        let (feature, at) = (self.features[place], ReadAt::Clock(self.now_ms));
+        let (stored, time_ms) = match &self.row {
+            Some(row) => match row.value_bytes(feature) {
+                Some(bytes) => (Stored::Packed(bytes), row.event_time_ms(feature)),
+                None => (Stored::Absent, None),
+            },
+            None if self.is_unreadable => (Stored::Unreadable, None),
+            None => (Stored::Absent, None),
+        };
+        (stored, Cow::Owned(serve(&self.prepared.view, feature, stored, time_ms, at)))
     }
 }
 
@@ -427,71 +412,70 @@ pub(crate) struct Asked<'v> {
 }
 
 /// Reads rows as numbers, one at a time.
-pub(crate) enum NumberReader<'v> {
-    /// Straight from packed rows.
-    InPlace(Asked<'v>),
-    Copied(Rows<'v>),
+pub(crate) struct NumberReader<'v> {
+    prepared: &'v PreparedView,
+    plan: &'v NumberPlan,
+    now_ms: i64,
+    /// For what is not read where it lies.
+    copied: Option<Box<Rows<'v>>>,
 }
 
 impl<'v> NumberReader<'v> {
-    pub(crate) fn new(prepared: &'v PreparedView, features: &'v [usize], at: ReadAt) -> Self {
-        match InPlace::is_possible(prepared, features, at) {
-            true => NumberReader::InPlace(Asked { prepared, features, times: Times::IfAged, at }),
-            false => NumberReader::Copied(Rows::new(prepared, features, Times::IfAged, at)),
-        }
+    pub(crate) fn new(prepared: &'v PreparedView, plan: &'v NumberPlan, now_ms: i64) -> Self {
+        let copied = || Box::new(Rows::new(prepared, &plan.features, Times::IfAged, ReadAt::Clock(now_ms)));
+        NumberReader { prepared, plan, now_ms, copied: plan.steps.is_none().then(copied) }
     }
 
-    /// Reads a row into `out`. `columns`: for each feature where its numbers begin there, and how many they are. Shows
-    /// the places whose numbers are the row's own, and no defaults or NaN.
+    /// Reads a row into `out`, and shows the places whose numbers are the row's own, and no defaults or NaN.
     pub(crate) fn read(
         &mut self,
         context: Context<'_>,
         words: &Words,
         name: &ServerString,
-        columns: &[(usize, usize)],
         out: &mut [u8],
-        own: impl FnMut(usize),
+        mut own: impl FnMut(usize),
     ) -> Result<()> {
-        match self {
-            NumberReader::InPlace(Asked { prepared, features, at, .. }) => {
-                let key = Key::open(context, name, Mode::Read);
-                let row = InPlace::of(prepared, features, &key, name, at.ms())?;
-                write_columns(prepared, features, &row, columns, out, own);
-                row.note_served(context);
-            }
-            NumberReader::Copied(rows) => {
-                rows.clear();
-                rows.read(context, words, name)?;
-                write_columns(rows.prepared, rows.features, &RowOf { rows, row: 0 }, columns, out, own);
-                rows.note_served(context);
-            }
+        let NumberReader { prepared, plan, now_ms, copied } = self;
+        if let Some(rows) = copied {
+            rows.clear();
+            rows.read(context, words, name)?;
+            let row = RowOf { rows, row: 0 };
+            (0..plan.features.len()).for_each(|place| write_columns(prepared, plan, &row, place, out, &mut own));
+            rows.note_served(context);
+            return Ok(());
         }
+        let key = Key::open(context, name, Mode::Read);
+        let row = InPlace::of(prepared, &plan.features, &key, name, *now_ms)?;
+        match (&row.row, &plan.steps) {
+            (Some(packed), Some(steps)) => {
+                let mut others: SmallVec<[usize; 16]> = SmallVec::new();
+                steps.read(packed, *now_ms, out, &mut own, |place| others.push(place));
+                others.iter().for_each(|place| write_columns(prepared, plan, &row, *place, out, &mut own));
+            }
+            _ => (0..plan.features.len()).for_each(|place| write_columns(prepared, plan, &row, place, out, &mut own)),
+        }
+        row.note_served(context);
         Ok(())
     }
 }
 
-/// Writes the numbers of a row that was read.
+/// Writes what a reader gets for a place of what was asked for.
 fn write_columns(
     prepared: &PreparedView,
-    features: &[usize],
+    plan: &NumberPlan,
     row: &impl Reading,
-    columns: &[(usize, usize)],
+    place: usize,
     out: &mut [u8],
     mut own: impl FnMut(usize),
 ) {
-    for (place, (feature, (offset, width))) in features.iter().zip(columns).enumerate() {
-        let out = &mut out[offset * 4..(offset + width) * 4];
-        if row.write_fresh(place, out) {
-            own(place);
-            continue;
-        }
-        let served = row.serve(place);
-        let has_number = row::write_columns(&prepared.view, *feature, served.value.as_ref(), out);
-        match served.status {
-            Status::Present if has_number => own(place),
-            Status::Present | Status::Invalid => add(&prepared.log.counters.invalid_values, 1),
-            Status::Default | Status::NotFound | Status::OutsideMaxAge => {}
-        }
+    let (offset, width) = plan.columns[place];
+    let (_, served) = row.read(place);
+    let out = &mut out[offset * 4..(offset + width) * 4];
+    let has_number = row::write_columns(&prepared.view, plan.features[place], served.value.as_ref(), out);
+    match served.status {
+        Status::Present if has_number => own(place),
+        Status::Present | Status::Invalid => add(&prepared.log.counters.invalid_values, 1),
+        Status::Default | Status::NotFound | Status::OutsideMaxAge => {}
     }
 }
 

@@ -123,18 +123,18 @@ pub(crate) fn read_tensor(
     context: Context<'_>,
     service: &PreparedService,
     subjects: &Subjects<'_>,
-    at: ReadAt,
+    now_ms: i64,
 ) -> Result<Tensor> {
     let (width, count) = (service.plan.width(), subjects.ids.len());
     let words = words(context);
     let present = service.service.with_status.then(|| vec![0; (width * count).div_ceil(8)]);
     let mut tensor = Tensor { bytes: vec![0; width * count * 4], present };
-    for (part, view) in parts(service) {
-        let mut reader = NumberReader::new(view, &part.features, at);
+    for ((part, view), plan) in parts(service).zip(&service.numbers) {
+        let mut reader = NumberReader::new(view, plan, now_ms);
         for (row, key) in subjects.keys(part.role, view).enumerate() {
             let Tensor { bytes, present } = &mut tensor;
             let out = &mut bytes[row * width * 4..(row + 1) * width * 4];
-            reader.read(context, &words, &key, &part.columns, out, |place| {
+            reader.read(context, &words, &key, out, |place| {
                 let (offset, columns) = part.columns[place];
                 mark(present, row * width + offset, columns);
             })?;

@@ -7,9 +7,11 @@ use crate::server::persistence::Arrived;
 use crate::server::samples::Samples;
 use crate::server::windows::PreparedWindows;
 use feature_store_core::definition::{FeatureView, Storage};
-use feature_store_core::keys::{dead_letter_key, row_prefix, stream_key, RowKey, FEATURE_VIEW, TIMES, UPDATED_AT};
+use feature_store_core::keys::{
+    checked_entity_id, dead_letter_key, row_prefix, stream_key, RowKey, FEATURE_VIEW, TIMES, UPDATED_AT,
+};
 use feature_store_core::log_entry::{APPLIED, ENTITY_ID, EVENT_ID, FEATURES, FEATURE_VIEW as ENTRY_VIEW, TIMESTAMP};
-use feature_store_core::packed::Packing;
+use feature_store_core::packed::{Packing, Steps};
 use feature_store_core::registry::Registry;
 use feature_store_core::service::{Part, Plan, Service};
 use feature_store_core::{Code, Error, Result};
@@ -61,6 +63,8 @@ pub(crate) struct State {
     prepared: FxHashMap<String, Prepared>,
     /// Counts changes of what is prepared: services that were planned before are planned again.
     generation: u64,
+    /// The view of the row that was asked for last: mostly it is asked for again.
+    last_view: Option<Rc<PreparedView>>,
     services: FxHashMap<String, Rc<PreparedService>>,
     /// Consumers, replays, deletions.
     pub(crate) background: Background,
@@ -102,6 +106,26 @@ pub(crate) struct PreparedView {
     last_request: RefCell<Option<Rc<Request>>>,
 }
 
+/// How features of a view are read as the columns of a tensor.
+pub(crate) struct NumberPlan {
+    /// The features, by index.
+    pub(crate) features: Vec<usize>,
+    /// For each where its columns begin in a row, and how many they are.
+    pub(crate) columns: Vec<(usize, usize)>,
+    /// How many columns a row has.
+    pub(crate) width: usize,
+    /// Straight from packed rows. `None`: rows are hashes, or a window is among the features.
+    pub(crate) steps: Option<Steps>,
+}
+
+impl NumberPlan {
+    fn new(view: &PreparedView, features: &[usize], columns: Vec<(usize, usize)>, width: usize) -> Self {
+        let steps = view.packing.as_ref().map(|packing| Steps::new(&view.view, packing, features, &columns));
+        let steps = steps.filter(|steps| steps.others().is_empty());
+        NumberPlan { features: features.to_vec(), columns, width, steps }
+    }
+}
+
 /// A service with the views that it reads.
 pub(crate) struct PreparedService {
     /// As it was set.
@@ -110,6 +134,8 @@ pub(crate) struct PreparedService {
     pub(crate) plan: Plan,
     /// The view of each part of the plan.
     pub(crate) views: Vec<Rc<PreparedView>>,
+    /// Of a tensor: how each part is read.
+    pub(crate) numbers: Vec<NumberPlan>,
     generation: u64,
 }
 
@@ -118,10 +144,8 @@ pub(crate) struct Request {
     names: Vec<u8>,
     /// The features, by index.
     pub(crate) features: Vec<usize>,
-    /// Of a tensor: where each one's columns begin, and how many they are. `None`: one has no number.
-    pub(crate) columns: Option<Vec<(usize, usize)>>,
-    /// How many columns that makes.
-    pub(crate) width: usize,
+    /// How they are read as numbers. `None`: one has none.
+    pub(crate) numbers: Option<NumberPlan>,
 }
 
 impl PreparedView {
@@ -136,8 +160,10 @@ impl PreparedView {
             width += count;
             (width - count, count)
         };
-        let columns = self.view.tensor_columns(&features).ok().map(|widths| widths.into_iter().map(placed).collect());
-        let request = Rc::new(Request { names: names.to_vec(), features, columns, width });
+        let widths = self.view.tensor_columns(&features).ok();
+        let columns: Option<Vec<_>> = widths.map(|widths| widths.into_iter().map(placed).collect());
+        let numbers = columns.map(|columns| NumberPlan::new(self, &features, columns, width));
+        let request = Rc::new(Request { names: names.to_vec(), features, numbers });
         *self.last_request.borrow_mut() = Some(Rc::clone(&request));
         Ok(request)
     }
@@ -182,6 +208,7 @@ impl State {
     pub(crate) fn prepare_all(&mut self) {
         let names: Vec<String> = self.registry.views().map(|(name, _)| name.clone()).collect();
         self.prepared.retain(|name, _| self.registry.view(name.as_bytes()).is_ok());
+        self.last_view = None;
         self.forget_plans();
         names.iter().for_each(|name| self.prepare(name));
     }
@@ -189,6 +216,7 @@ impl State {
     /// Prepares a view for the hot path after the registry changed. Its log keeps what it knows.
     pub(crate) fn prepare(&mut self, name: &str) {
         self.generation += 1;
+        self.last_view = None;
         let Ok(view) = self.registry.view(name.as_bytes()) else {
             self.prepared.remove(name);
             return;
@@ -234,6 +262,19 @@ impl State {
         }
     }
 
+    /// The view that a row's key names, and the entity's id in it.
+    pub(crate) fn row<'k>(&mut self, key: &'k [u8]) -> Result<(&'k [u8], Rc<PreparedView>)> {
+        if let Some(last) = &self.last_view {
+            if let Some(id) = key.strip_prefix(last.row_prefix.as_bytes()) {
+                return Ok((checked_entity_id(id)?, Rc::clone(last)));
+            }
+        }
+        let key = RowKey::parse(key)?;
+        let prepared = self.view_of(&key)?;
+        self.last_view = Some(Rc::clone(&prepared));
+        Ok((key.entity_id, prepared))
+    }
+
     /// The view that a row's key names.
     pub(crate) fn view_of(&self, key: &RowKey<'_>) -> Result<Rc<PreparedView>> {
         let prepared = self.prepared.get(key.view);
@@ -257,8 +298,12 @@ impl State {
         let plan = service.plan(&self.registry)?;
         let prepared_version = |part: &Part| self.prepared_version(&part.view.name, part.view.version);
         let views = plan.parts.iter().map(|part| prepared_version(part).expect("every registered view is prepared"));
-        let views = views.collect();
-        let prepared = Rc::new(PreparedService { generation: self.generation, views, plan, service });
+        let views: Vec<Rc<PreparedView>> = views.collect();
+        let numbers = plan.parts.iter().zip(&views);
+        let numbers = numbers
+            .map(|(part, view)| NumberPlan::new(view, &part.features, part.columns.clone(), plan.width()))
+            .collect();
+        let prepared = Rc::new(PreparedService { generation: self.generation, views, numbers, plan, service });
         self.services.insert(prepared.service.name.clone(), Rc::clone(&prepared));
         Ok(prepared)
     }
@@ -293,6 +338,7 @@ impl State {
 
     /// Forgets what was prepared of versions; logs keep what they know. Answers the versions.
     pub(crate) fn take_versions(&mut self) -> Vec<Rc<PreparedView>> {
+        self.last_view = None;
         self.prepared.values_mut().flat_map(|p| std::mem::take(&mut p.versions)).map(|(_, view)| view).collect()
     }
 
