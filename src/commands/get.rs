@@ -7,7 +7,7 @@ use crate::server::command::{Argument, Call, Command, KeyAccess, Keys, Spec};
 use crate::server::logs::add;
 use crate::server::reply::Protocol;
 use crate::server::rows::{read_one, Asked, Times};
-use crate::server::state::PreparedView;
+use feature_store_core::definition::Feature;
 use feature_store_core::row::{Served, Status, Stored};
 use feature_store_core::time::parse_unix_ms;
 use feature_store_core::windows::state::ReadAt;
@@ -81,7 +81,10 @@ impl Command for Get {
                     context.reply_array(3);
                 }
                 let (stored, served) = row.read(place);
-                reply_served(context, protocol, &prepared, *feature, stored, &served);
+                reply_served(context, protocol, &view.features()[*feature], stored, &served);
+                if served.status == Status::Invalid {
+                    add(&prepared.log.counters.invalid_values, 1);
+                }
                 if with_status {
                     context.reply_text(served.status.as_str());
                     context.reply_optional_integer(served.age_ms(at.ms()));
@@ -95,18 +98,14 @@ impl Command for Get {
 pub(super) fn reply_served(
     context: Context<'_>,
     protocol: Protocol,
-    prepared: &PreparedView,
-    feature: usize,
+    feature: &Feature,
     stored: Stored<'_>,
     served: &Served<'_>,
 ) {
     match (&served.value, stored) {
         (Some(value), Stored::Field(field)) if served.status == Status::Present => {
-            context.reply_stored(protocol, prepared.view.features()[feature].ty, field, value);
+            context.reply_stored(protocol, feature.ty, field, value);
         }
         (value, _) => context.reply_value(protocol, value.as_ref()),
-    }
-    if served.status == Status::Invalid {
-        add(&prepared.log.counters.invalid_values, 1);
     }
 }

@@ -23,7 +23,10 @@ impl Command for Help {
         keys: Keys::None,
         arguments: &[Argument::one_of(
             c"topic",
-            &[Argument::text(c"command").multiple(), Argument::word(c"REFERENCE")],
+            &[
+                Argument::block(c"name", &[Argument::text(c"command"), Argument::text(c"subcommand").optional()]),
+                Argument::word(c"REFERENCE"),
+            ],
         )
         .optional()],
         reply: "An array of lines. With `REFERENCE`, this page as one string of Markdown.",

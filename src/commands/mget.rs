@@ -4,11 +4,13 @@ use super::get::reply_served;
 use super::{FEATURES, FIRST, KEYS};
 use crate::server::api::ServerString;
 use crate::server::command::{Call, Command, KeyAccess, Keys, Spec};
+use crate::server::logs::add;
 use crate::server::rows::{Rows, Times};
 use crate::server::state::words;
 use feature_store_core::definition::FeatureView;
 use feature_store_core::error::shown;
 use feature_store_core::keys::RowKey;
+use feature_store_core::row::Status;
 use feature_store_core::windows::state::ReadAt;
 use feature_store_core::{Error, Result};
 
@@ -53,7 +55,10 @@ impl Command for Mget {
             context.reply_array(features.len());
             for (place, feature) in features.iter().enumerate() {
                 let served = rows.serve(row, place);
-                reply_served(context, protocol, &prepared, *feature, rows.stored(row, place), &served);
+                reply_served(context, protocol, &view.features()[*feature], rows.stored(row, place), &served);
+                if served.status == Status::Invalid {
+                    add(&prepared.log.counters.invalid_values, 1);
+                }
             }
         }
         rows.note_served(context);

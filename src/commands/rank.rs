@@ -1,10 +1,10 @@
 //! FS.RANK.
 
-use super::serve::{answer, checked_ids, service_of};
+use super::serve::{answer, service_of};
 use super::{FIRST, SERVICE};
 use crate::server::command::{Argument, Call, Command, Keys, Spec};
 use crate::server::serving::Subjects;
-use feature_store_core::service::checked_context_id;
+use feature_store_core::service::{check_candidate_ids, checked_context_id};
 use feature_store_core::{Error, Result};
 
 /// Reads a service's features of one context and many candidates.
@@ -35,7 +35,8 @@ impl Command for Rank {
         let mut arguments = call.arguments();
         arguments.next("service")?;
         let context_id = checked_context_id(arguments.next("context id")?, &service.plan)?;
-        let ids = checked_ids(arguments.rest())?;
+        let ids = arguments.rest();
+        check_candidate_ids(ids, context_id, &service.plan)?;
         answer(call.context, &service, &Subjects { context_id: Some(context_id), ids })
     }
 }

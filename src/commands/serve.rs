@@ -9,10 +9,10 @@ use crate::server::command::{Argument, Call, Command, Keys, Spec};
 use crate::server::logs::add;
 use crate::server::rows::Rows;
 use crate::server::serving::{check_permissions, read, read_tensor, Subjects};
-use crate::server::state::{PreparedService, STATE};
+use crate::server::state::{PreparedService, PreparedView, STATE};
 use feature_store_core::keys::checked_entity_id;
 use feature_store_core::row::Status;
-use feature_store_core::service::{write_json, Format};
+use feature_store_core::service::{write_json, Format, Role};
 use feature_store_core::windows::state::ReadAt;
 use feature_store_core::{Error, Result};
 
@@ -47,7 +47,8 @@ impl Command for Serve {
         if service.service.ranking.is_some() {
             return Err(Error::syntax(format!("service '{}' ranks: FS.RANK reads it", service.service.name)));
         }
-        let ids = checked_ids(&call.arguments().rest()[1..])?;
+        let ids = &call.arguments().rest()[1..];
+        ids.iter().try_for_each(|id| checked_entity_id(id).map(|_| ()))?;
         answer(call.context, &service, &Subjects { context_id: None, ids })
     }
 }
@@ -56,12 +57,6 @@ impl Command for Serve {
 pub(super) fn service_of(call: &Call<'_>) -> Result<std::rc::Rc<PreparedService>> {
     let name = call.arguments().next("service")?;
     STATE.borrow_mut(call.context).service(name)
-}
-
-/// All of these are ids of entities.
-pub(super) fn checked_ids<'a>(ids: &'a [&'a [u8]]) -> Result<&'a [&'a [u8]]> {
-    ids.iter().try_for_each(|id| checked_entity_id(id).map(|_| ()))?;
-    Ok(ids)
 }
 
 /// Reads and replies.
@@ -116,14 +111,23 @@ fn reply_rows(
                 context.reply_array(3);
             }
             let (rows, view, planned) = (&parts[*part], &service.views[*part], &service.plan.parts[*part]);
-            let row = Subjects::row_of(planned.role, row);
-            let served = rows.serve(row, *place);
-            reply_served(context, protocol, view, planned.features[*place], rows.stored(row, *place), &served);
+            let own_row = Subjects::row_of(planned.role, row);
+            let served = rows.serve(own_row, *place);
+            let feature = &view.view.features()[planned.features[*place]];
+            reply_served(context, protocol, feature, rows.stored(own_row, *place), &served);
+            note_invalid(view, planned.role, row, served.status);
             if service.service.with_status {
                 context.reply_text(served.status.as_str());
                 context.reply_optional_integer(served.age_ms(at.ms()));
             }
         }
+    }
+}
+
+/// Counts a value that another writer left unreadable; once, although the context stands in each row of the answer.
+fn note_invalid(view: &PreparedView, role: Role, row: usize, status: Status) {
+    if status == Status::Invalid && (role != Role::Context || row == 0) {
+        add(&view.log.counters.invalid_values, 1);
     }
 }
 
@@ -140,10 +144,8 @@ fn as_json(service: &PreparedService, parts: &[Rows<'_>], count: usize, at: Read
             json.extend_from_slice(name.as_bytes());
             let (rows, view, planned) = (&parts[*part], &service.views[*part], &service.plan.parts[*part]);
             let served = rows.serve(Subjects::row_of(planned.role, row), *place);
+            note_invalid(view, planned.role, row, served.status);
             let feature = &view.view.features()[planned.features[*place]];
-            if served.status == Status::Invalid {
-                add(&view.log.counters.invalid_values, 1);
-            }
             if !service.service.with_status {
                 write_json(feature, served.value.as_ref(), &mut json);
                 continue;

@@ -15,7 +15,7 @@ pub(super) const CONTAINER: Spec = Spec {
     complexity: c"Depends on the subcommand.",
     since: FIRST,
     flags: c"",
-    categories: c"fs slow",
+    categories: c"fs",
     arity: -2,
     keys: Keys::None,
     arguments: &[],

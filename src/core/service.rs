@@ -3,7 +3,7 @@
 use crate::arguments::{parse_version, Arguments};
 use crate::definition::{Feature, FeatureView};
 use crate::error::{shown, Code, Error, Result};
-use crate::keys::{checked_entity_id, checked_name};
+use crate::keys::{checked_entity_id, checked_name, ENTITY_ID_BYTES_MAX};
 use crate::registry::Registry;
 use crate::value::{write_field_as_json, Value};
 use std::collections::HashSet;
@@ -73,6 +73,8 @@ pub struct Reference {
     pub names_version: bool,
     /// The feature.
     pub feature: String,
+    /// The view's entity.
+    entity: String,
     /// What the feature was when the service was set: its type, and what decides its columns.
     kind: String,
 }
@@ -106,7 +108,7 @@ pub struct Service {
 fn kind_of(feature: &Feature) -> String {
     match feature.values.as_slice() {
         [] => feature.ty.to_string(),
-        values => format!("{} VALUES {}", feature.ty, values.join(" ")),
+        values => format!("{} VALUES {values:?}", feature.ty),
     }
 }
 
@@ -147,10 +149,10 @@ impl Service {
         if count > REFERENCES_MAX as u64 {
             return Err(Error::syntax(format!("a service has at most {REFERENCES_MAX} features, got {count}")));
         }
-        let references: Result<Vec<Reference>> =
+        let references: Result<_> =
             (0..count).map(|_| parse_reference(arguments.next("view:feature")?, registry)).collect();
-        arguments.finish()?;
         let service = Service { name, ranking, format, with_status, references: references? };
+        arguments.finish()?;
         service.check()?;
         service.plan(registry)?;
         Ok(service)
@@ -200,12 +202,16 @@ impl Service {
                 view.served_position(reference.feature.as_bytes(), 0).map_err(|e| failed(e.code, e.message))?;
             let definition = &view.features()[feature];
             let kind = kind_of(definition);
-            if kind != reference.kind {
-                let (was, is) = (shown(reference.kind.as_bytes()), shown(kind.as_bytes()));
-                return Err(failed(
-                    Code::Schema,
-                    format!("'{reference}' was {was} when the service was set and is {is} now: set it again"),
-                ));
+            let was_and_is = match (&reference.entity, &reference.kind) {
+                (entity, _) if *entity != view.entity => {
+                    Some((format!("of entity {entity}"), format!("of {}", view.entity)))
+                }
+                (_, known) if *known != kind => Some((shown(known.as_bytes()), shown(kind.as_bytes()))),
+                _ => None,
+            };
+            if let Some((was, is)) = was_and_is {
+                let what = format!("'{reference}' was {was} when the service was set and is {is} now: set it again");
+                return Err(failed(Code::Schema, what));
             }
             let Some(role) = self.role_of(&view.entity) else {
                 let what = format!("view '{}' is of entity '{}', which is none of its", view.name, view.entity);
@@ -283,6 +289,7 @@ fn parse_reference(text: &[u8], registry: &Registry) -> Result<Reference> {
         version: definition.version,
         names_version: version.is_some(),
         feature: feature.name.clone(),
+        entity: definition.entity.clone(),
         kind: kind_of(feature),
     })
 }
@@ -343,6 +350,20 @@ pub fn checked_context_id<'a>(id: &'a [u8], plan: &Plan) -> Result<&'a [u8]> {
         )));
     }
     Ok(id)
+}
+
+/// The ids of candidates, checked, and of their pairs with the context where pairs are read.
+pub fn check_candidate_ids(ids: &[&[u8]], context_id: &[u8], plan: &Plan) -> Result<()> {
+    let has_pairs = plan.has_pairs();
+    ids.iter().try_for_each(|id| {
+        checked_entity_id(id)?;
+        if has_pairs && context_id.len() + 1 + id.len() > ENTITY_ID_BYTES_MAX {
+            let mut pair = Vec::new();
+            write_pair_id(context_id, id, &mut pair);
+            checked_entity_id(&pair)?;
+        }
+        Ok(())
+    })
 }
 
 /// Appends a served value as JSON; nil is null.

@@ -1,11 +1,10 @@
 //! Permissions on keys that the server does not see among a command's arguments: logs, dead letters, scanned rows.
 
-use crate::server::api::{api, Context, Replication, ServerString};
+use crate::server::api::{api, Context, ServerString};
 use feature_store_core::error::shown;
 use feature_store_core::{Code, Error, Result};
 use redis_module::raw;
-use std::ffi::{c_char, c_int};
-use std::mem::transmute;
+use std::ffi::c_int;
 use std::ptr::NonNull;
 use wildmatch::WildMatch;
 
@@ -77,25 +76,31 @@ impl Caller {
         }
     }
 
-    /// May the user do this with all keys that begin so? A server that cannot say says no: keys are asked for one by one
-    /// then.
-    pub(crate) fn may_all(&self, prefix: &str, access: Access) -> bool {
-        /// As Valkey has it since version 9; the crate knows the one of Redis.
-        type CheckPrefix =
-            unsafe extern "C" fn(*mut raw::RedisModuleUser, *const c_char, usize, std::ffi::c_uint) -> c_int;
-        // SAFETY: reads a static that loading has set; the function is Valkey's, whose arguments are these.
-        let check = unsafe { raw::RedisModule_ACLCheckKeyPrefixPermissions.map(|f| transmute::<_, CheckPrefix>(f)) };
-        match (self, check) {
-            (Caller::Nobody, _) => true,
-            (Caller::User(user, _), Some(check)) => {
-                // SAFETY: the user is alive, the prefix is readable for its length.
-                let status = unsafe {
-                    check(user.as_ptr(), prefix.as_ptr().cast::<c_char>(), prefix.len(), access.flags() as u32)
-                };
-                status == raw::REDISMODULE_OK as c_int
-            }
-            (Caller::User(..), None) | (Caller::Unknown, _) => false,
+    /// May the user read all keys that begin so? No is no last word: then each key has to be asked for.
+    pub(crate) fn may_read_all(&self, prefix: &str) -> bool {
+        match self {
+            Caller::Nobody => true,
+            Caller::Unknown => false,
+            Caller::User(..) => self.has_pattern_for_all(prefix, &["~", "%R~", "%RW~"]),
         }
+    }
+
+    /// Has the user a pattern that matches whatever begins with `prefix`? One that ends in `*` and matches the prefix
+    /// itself does. Patterns with `[`, `\\` or in selectors are not looked into.
+    ///
+    /// Valkey 9 can be asked, but takes a pattern that ends in an open `[..*` for one that ends in a star.
+    fn has_pattern_for_all(&self, prefix: &str, kinds: &[&str]) -> bool {
+        let Caller::User(user, _) = self else { return false };
+        // SAFETY: the user is alive; the string comes with a reference that is ours. The server keeps it ready.
+        let rules = unsafe { ServerString::owned(api!(RedisModule_GetModuleUserACLString(user.as_ptr()))) };
+        let Some(Ok(rules)) = rules.as_ref().map(|rules| std::str::from_utf8(rules.bytes())) else { return false };
+        let of_user = rules.split_once(" (").map_or(rules, |(of_user, _)| of_user);
+        of_user.split(' ').any(|rule| {
+            let pattern = kinds.iter().find_map(|kind| rule.strip_prefix(kind));
+            pattern.is_some_and(|p| {
+                p == "*" || (p.ends_with('*') && !p.contains(['[', '\\']) && WildMatch::new(p).matches(prefix))
+            })
+        })
     }
 
     /// Refuses, and notes it in ACL LOG as the server would.
@@ -117,24 +122,10 @@ impl Caller {
         }
     }
 
-    /// Refuses unless the user may read and write all keys that begin with `prefix`.
-    ///
-    /// The API checks single keys only, so the user's patterns are asked for. One that ends in `*` and matches the
-    /// prefix itself matches whatever follows it. Patterns with `[`, `\\` or in selectors are not looked into: such a
-    /// user is refused rather than trusted.
+    /// Refuses unless the user may read and write all keys that begin with `prefix`. Whoever may only by patterns that
+    /// are not looked into is refused rather than trusted.
     pub(crate) fn require_prefix(&self, context: Context<'_>, prefix: &str) -> Result<()> {
-        let name = match self {
-            Caller::Nobody => return Ok(()),
-            Caller::Unknown => return Err(no_permission_on_all(prefix)),
-            Caller::User(_, name) => name,
-        };
-        let reply = context.call(c"ACL", &[b"GETUSER", name.bytes()], Replication::Local);
-        let patterns = reply.as_element().named(b"keys").and_then(|k| k.bytes()).unwrap_or_default();
-        let opens = |pattern: &str| {
-            let pattern = pattern.strip_prefix('~').or_else(|| pattern.strip_prefix("%RW~"));
-            pattern.is_some_and(|p| p.ends_with('*') && !p.contains(['[', '\\']) && WildMatch::new(p).matches(prefix))
-        };
-        if String::from_utf8_lossy(patterns).split(' ').any(opens) {
+        if matches!(self, Caller::Nobody) || self.has_pattern_for_all(prefix, &["~", "%RW~"]) {
             return Ok(());
         }
         self.log_refusal(context, &ServerString::new(format!("{prefix}*").as_bytes()));

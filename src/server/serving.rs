@@ -61,7 +61,7 @@ pub(crate) fn check_permissions(
 ) -> Result<()> {
     let caller = Caller::of(context);
     for (part, view) in parts(service) {
-        if !caller.may_all(&view.row_prefix, Access::Read) {
+        if !caller.may_read_all(&view.row_prefix) {
             subjects.keys(part.role, view).try_for_each(|key| caller.require(context, &key, Access::Read))?;
         }
     }
