@@ -10,6 +10,7 @@
 
 pub mod arguments;
 pub mod codec;
+pub mod columns;
 pub mod cursor;
 pub mod definition;
 pub mod document;
