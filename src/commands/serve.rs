@@ -8,8 +8,8 @@ use crate::server::api::Context;
 use crate::server::command::{Argument, Call, Command, Keys, Spec};
 use crate::server::logs::add;
 use crate::server::rows::Rows;
-use crate::server::serving::{check_permissions, read, read_tensor, Subjects};
-use crate::server::state::{PreparedService, PreparedView, STATE};
+use crate::server::serving::{check_permissions, planned, read, read_tensor, Subjects};
+use crate::server::state::{PreparedService, PreparedView};
 use feature_store_core::keys::checked_entity_id;
 use feature_store_core::row::Status;
 use feature_store_core::service::{write_json, Format, Role};
@@ -56,7 +56,7 @@ impl Command for Serve {
 /// The service that a command names first.
 pub(super) fn service_of(call: &Call<'_>) -> Result<std::rc::Rc<PreparedService>> {
     let name = call.arguments().next("service")?;
-    STATE.borrow_mut(call.context).service(name)
+    planned(call.context, name)
 }
 
 /// Reads and replies.

@@ -3,6 +3,7 @@
 use super::register::refuse_if_a_rewrite_would_lose_it;
 use super::{help, FIRST, SERVICE};
 use crate::server::command::{Argument, Call, Command, Keys, Spec};
+use crate::server::serving::planned;
 use crate::server::state::STATE;
 use feature_store_core::service::{Reference, Service};
 use feature_store_core::Result;
@@ -124,10 +125,8 @@ impl Command for Get {
         let context = call.context;
         let mut arguments = call.arguments();
         let name = arguments.next("service")?;
-        let (service, planned) = {
-            let mut state = STATE.borrow_mut(context);
-            (Arc::clone(state.registry.service(name)?), state.service(name))
-        };
+        let service = Arc::clone(STATE.borrow(context).registry.service(name)?);
+        let planned = planned(context, name);
         let text = |name: &str, value: Option<&str>| {
             context.reply_text(name);
             context.reply_optional_text(value);

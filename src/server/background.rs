@@ -8,7 +8,7 @@ use crate::server::command::guarded;
 use crate::server::config;
 use crate::server::replay::Replay;
 use crate::server::state::STATE;
-use crate::server::{consumer, decoder, drift, drops, replay};
+use crate::server::{columns, consumer, decoder, drift, drops, replay};
 use redis_module::raw;
 use std::collections::VecDeque;
 use std::ffi::c_void;
@@ -122,8 +122,8 @@ fn new_deadline() -> Deadline {
 /// What a replica does too.
 fn read_slice(context: Context<'_>) -> Left {
     let deadline = new_deadline();
-    match (sweep(context, deadline), drift::slice(context, deadline)) {
-        (Left::Nothing, Left::Nothing) => Left::Nothing,
+    match (sweep(context, deadline), drift::slice(context, deadline), columns::slice(context, deadline)) {
+        (Left::Nothing, Left::Nothing, Left::Nothing) => Left::Nothing,
         _ => Left::Work,
     }
 }
@@ -146,7 +146,7 @@ fn slice(context: Context<'_>) -> Left {
             left = Left::Work;
         }
     }
-    for work in [sweep, replay::slice, drops::slice, drift::slice] {
+    for work in [sweep, replay::slice, drops::slice, drift::slice, columns::slice] {
         if work(context, deadline) == Left::Work {
             left = Left::Work;
         }

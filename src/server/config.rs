@@ -110,8 +110,18 @@ pub(crate) static DRIFT_INTERVAL_MS: Setting = Setting::new(
     "Milliseconds between checks of all features that have a baseline, which start and end alerts; 0: never.",
 );
 
+/// What the column cache may take.
+pub(crate) static COLUMN_CACHE_BYTES_MAX: Setting = Setting::new(
+    c"column-cache-max-bytes",
+    256 << 20,
+    0,
+    i64::MAX,
+    "Bytes that the column cache of views that services read as tensors may take; 0: none. It counts in `used_memory`.",
+);
+
 /// All settings.
-pub(crate) static ALL: [&Setting; 8] = [
+pub(crate) static ALL: [&Setting; 9] = [
+    &COLUMN_CACHE_BYTES_MAX,
     &CLOCK_SKEW_MS_MAX,
     &DEDUP_IDS_MAX,
     &DRIFT_INTERVAL_MS,

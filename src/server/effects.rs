@@ -187,9 +187,8 @@ fn execute_row(context: Context<'_>, name: &ServerString, effect: &RowEffect<'_>
         }
     }
     if let Some(change) = &effect.row {
-        let prepared = if change.is_packed { STATE.borrow(context).view_of(&key).ok() } else { None };
         let fields = effect.fields.iter().filter(|f| f.applied).map(|f| (f.name, f.field));
-        row_change::execute(context, &words(context), name, &view_name, prepared.as_deref(), change, fields)?;
+        row_change::execute(context, name, &key, change, effect.event_time_ms, fields)?;
     }
     if let Some(change) = &effect.windows {
         let fields = effect.fields.iter().map(|f| (f.name, f.field));

@@ -2,6 +2,7 @@
 
 use crate::server::api::{api, string_bytes, Context, LogLevel, ServerString};
 use crate::server::background;
+use crate::server::columns;
 use crate::server::command::guarded;
 use crate::server::consumer;
 use crate::server::effects::Effects;
@@ -38,9 +39,13 @@ unsafe extern "C" fn on_keyspace_event(
     event: *const c_char,
     key: *mut raw::RedisModuleString,
 ) -> c_int {
+    // SAFETY: context, event and key are alive during the callback.
+    let (context, event, key) = unsafe { (Context::new(ctx), CStr::from_ptr(event), string_bytes(key)) };
+    // Whoever changed it: inside our own writes others may be at work too.
+    if key.starts_with(b"fs:v") {
+        guarded(context, || columns::key_changed(context, key));
+    }
     if OWN_WRITES.load(Ordering::Relaxed) == 0 {
-        // SAFETY: context, event and key are alive during the callback.
-        let (context, event, key) = unsafe { (Context::new(ctx), CStr::from_ptr(event), string_bytes(key)) };
         // Most keys of a server are none of ours: they cost these comparisons.
         if let Some(view) = streams::view_of(key) {
             guarded(context, || log_changed(context, view, event));
@@ -180,6 +185,8 @@ unsafe extern "C" fn on_server_event(
 
 /// A load replaces the definitions: at once from our own files, only on success from a primary.
 fn loading(context: Context<'_>, subevent: u64) {
+    // Whatever begins or ends: rows come and go without events.
+    columns::forget_all(context);
     match subevent {
         raw::REDISMODULE_SUBEVENT_LOADING_REPL_START => {
             let mut state = STATE.borrow_mut(context);
@@ -198,6 +205,7 @@ fn loading(context: Context<'_>, subevent: u64) {
             }
             drop(state);
             forget_positions(context);
+            columns::warm(context);
             background::wake(context);
         }
         raw::REDISMODULE_SUBEVENT_LOADING_FAILED => {
@@ -218,6 +226,8 @@ fn forget_positions(context: Context<'_>) {
 
 /// FLUSHALL, FLUSHDB, SWAPDB: definitions stay, as functions do; where consumers stood means nothing any more.
 fn keyspace_replaced(context: Context<'_>) {
+    columns::forget_all(context);
+    columns::warm(context);
     forget_positions(context);
     let mut state = STATE.borrow_mut(context);
     state.background.drop_progress = Default::default();
@@ -238,7 +248,13 @@ pub(crate) fn subscribe(context: Context<'_>) -> Result<(), &'static str> {
         | raw::REDISMODULE_NOTIFY_GENERIC
         | raw::REDISMODULE_NOTIFY_EXPIRED
         | raw::REDISMODULE_NOTIFY_EVICTED
-        | raw::REDISMODULE_NOTIFY_STRING;
+        | raw::REDISMODULE_NOTIFY_STRING
+        // Any command may put something else in the place of a row, and the column cache must hear of it.
+        | raw::REDISMODULE_NOTIFY_HASH
+        | raw::REDISMODULE_NOTIFY_LIST
+        | raw::REDISMODULE_NOTIFY_SET
+        | raw::REDISMODULE_NOTIFY_ZSET
+        | raw::REDISMODULE_NOTIFY_MODULE;
     // SAFETY: the callback has the signature that the API asks for and catches panics.
     let status = unsafe {
         api!(RedisModule_SubscribeToKeyspaceEvents(context.as_ptr(), classes as c_int, Some(on_keyspace_event)))

@@ -1,6 +1,7 @@
 //! Figures: `INFO fs`, and what FS.INFO tells.
 
 use crate::server::api::{api, Context};
+use crate::server::columns;
 use crate::server::command::panics_caught;
 use crate::server::consumer;
 use crate::server::logs::LogCounters;
@@ -25,6 +26,7 @@ pub(crate) fn figures(context: Context<'_>) -> Vec<Figure> {
     let tombstones = state.registry.views().map(|(_, v)| v.tombstones() as u64).sum();
     let versions_of_views = state.all_versions();
     let read_ahead = logs.iter().flat_map(|l| l.in_flight.borrow().iter().map(|j| j.size as u64).collect::<Vec<_>>());
+    let columns = columns::figures(context);
     let of_module = [
         (c"views", views),
         (c"versions", versions),
@@ -40,6 +42,12 @@ pub(crate) fn figures(context: Context<'_>) -> Vec<Figure> {
         (c"drift_checks", state.background.drift.figures.checks),
         (c"drift_insufficient", state.background.drift.figures.insufficient),
         (c"drift_samples_bytes", versions_of_views.iter().map(|p| p.samples.drift(context).heap_bytes() as u64).sum()),
+        (c"column_cache_hits", columns.hits),
+        (c"column_cache_misses", columns.misses),
+        (c"column_cache_forgotten", columns.forgotten),
+        (c"column_cache_rows", columns.rows as u64),
+        (c"column_cache_bytes", columns.bytes as u64),
+        (c"column_cache_warming", u64::from(columns.is_warming)),
         (c"panics", panics_caught()),
     ];
     of_module.into_iter().chain(counted).collect()

@@ -13,6 +13,8 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
     Read,
+    /// To look, without being counted as a reader or touching what the key says of its last use.
+    Peek,
     Write,
 }
 
@@ -52,6 +54,12 @@ impl<'a> Key<'a> {
     unsafe fn open_raw(context: Context<'a>, name: *mut raw::RedisModuleString, mode: Mode) -> Self {
         let mode = match mode {
             Mode::Read => raw::REDISMODULE_READ,
+            Mode::Peek => {
+                raw::REDISMODULE_READ
+                    | raw::REDISMODULE_OPEN_KEY_NOTOUCH
+                    | raw::REDISMODULE_OPEN_KEY_NOSTATS
+                    | raw::REDISMODULE_OPEN_KEY_NOEXPIRE
+            }
             Mode::Write => raw::REDISMODULE_READ | raw::REDISMODULE_WRITE,
         };
         // SAFETY: the caller's promise. Reading a missing key gives null, which every function here takes for empty.

@@ -9,6 +9,7 @@ pub(crate) mod allocator;
 pub(crate) mod api;
 pub(crate) mod background;
 pub(crate) mod blocked;
+pub(crate) mod columns;
 pub(crate) mod command;
 pub(crate) mod config;
 pub(crate) mod consumer;

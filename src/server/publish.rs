@@ -205,7 +205,7 @@ pub(crate) fn apply(
         };
         let applied = update.changes().iter().zip(&effect.fields).filter(|(_, f)| f.applied);
         let fields = applied.map(|(c, f)| (c.feature, f.field));
-        quietly(|| row.write(context, words, key, &change, fields));
+        quietly(|| row.write(context, words, key, &change, event_time_ms, fields));
         effect.row = Some(change);
     }
     if let Some(target) = &target {

@@ -1,16 +1,19 @@
 //! Rows: changing them for an update.
 
 use crate::server::api::{Context, ServerString};
+use crate::server::columns;
 use crate::server::key::{Key, KeyType, Mode};
 use crate::server::rows::wrong_type;
-use crate::server::state::{PreparedView, Words};
+use crate::server::state::{words, PreparedView, Words, STATE};
 use feature_store_core::codec::{Expiry, RowChange};
+use feature_store_core::keys::RowKey;
 use feature_store_core::materialize::{RowFields, RowTimes, TimesChange};
 use feature_store_core::time::format_unix_seconds;
 use feature_store_core::update::Update;
 use feature_store_core::Result;
 use redis_module::raw;
 use smallvec::SmallVec;
+use std::ffi::CStr;
 
 /// A row that an update is about to change.
 pub(crate) struct RowToChange<'a, 'p> {
@@ -100,33 +103,34 @@ impl<'a, 'p> RowToChange<'a, 'p> {
         words: &Words,
         name: &ServerString,
         change: &RowChange<'_>,
-        fields: impl Iterator<Item = (usize, Option<&'f [u8]>)>,
+        event_time_ms: i64,
+        fields: impl Iterator<Item = (usize, Option<&'f [u8]>)> + Clone,
     ) {
-        let PreparedView { view, log, names, packing, .. } = self.prepared;
-        match packing {
+        let prepared = self.prepared;
+        let PreparedView { view, log, names, packing, .. } = prepared;
+        let events = match packing {
             Some(packing) => {
                 let old = packing.open(&self.packed);
-                let row = packing.rewrite(view, old, change.updated_at_ms, &change.times, fields);
-                write_packed(context, &mut self.key, name, &row, change);
+                let row = packing.rewrite(view, old, change.updated_at_ms, &change.times, fields.clone());
+                write_packed(&mut self.key, &row, change)
             }
             None => {
-                let fields = fields.map(|(feature, field)| (&names[feature], field));
-                write_hash(context, words, &self.key, name, &log.view_name, change, fields);
+                let fields = fields.clone().map(|(feature, field)| (&names[feature], field));
+                write_hash(words, &self.key, &log.view_name, change, fields)
             }
-        }
+        };
+        tell(context, Some(prepared), name, &self.key, event_time_ms, fields, &events);
     }
 }
 
 /// Executes a change of a hash, as it was decided here or as it came from the primary.
-pub(crate) fn write_hash<'f>(
-    context: Context<'_>,
+fn write_hash<'f>(
     words: &Words,
     key: &Key<'_>,
-    name: &ServerString,
     view_name: &ServerString,
     change: &RowChange<'_>,
     fields: impl Iterator<Item = (&'f ServerString, Option<&'f [u8]>)>,
-) {
+) -> Events {
     // A new row begins with its time and its view: readers look for the time first.
     let mut pairs: SmallVec<[(&ServerString, ServerString); 16]> = SmallVec::new();
     let mut deleted = false;
@@ -149,21 +153,45 @@ pub(crate) fn write_hash<'f>(
     }
     key.hash_set(&pairs);
     set_expiry(key, change.expiry);
+    let mut events = Events::default();
     if !pairs.is_empty() {
-        context.notify(raw::REDISMODULE_NOTIFY_HASH, c"hset", name);
+        events.0.push((raw::REDISMODULE_NOTIFY_HASH, c"hset"));
     }
     if deleted {
-        context.notify(raw::REDISMODULE_NOTIFY_HASH, c"hdel", name);
+        events.0.push((raw::REDISMODULE_NOTIFY_HASH, c"hdel"));
     }
-    notify_expiry(context, name, change.expiry);
+    events.note_expiry(change.expiry);
+    events
 }
 
 /// Puts a packed row in place. The key holds one, or nothing.
-fn write_packed(context: Context<'_>, key: &mut Key<'_>, name: &ServerString, row: &[u8], change: &RowChange<'_>) {
+fn write_packed(key: &mut Key<'_>, row: &[u8], change: &RowChange<'_>) -> Events {
     key.set_string(row);
     set_expiry(key, change.expiry);
-    context.notify(raw::REDISMODULE_NOTIFY_STRING, c"set", name);
-    notify_expiry(context, name, change.expiry);
+    let mut events = Events::default();
+    events.0.push((raw::REDISMODULE_NOTIFY_STRING, c"set"));
+    events.note_expiry(change.expiry);
+    events
+}
+
+/// What those who listen are to hear of a change.
+#[derive(Default)]
+struct Events(SmallVec<[(i32, &'static CStr); 3]>);
+
+impl Events {
+    fn note_expiry(&mut self, expiry: Expiry) {
+        match expiry {
+            Expiry::Keep => {}
+            Expiry::Remove => self.0.push((raw::REDISMODULE_NOTIFY_GENERIC, c"persist")),
+            Expiry::At(_) => self.0.push((raw::REDISMODULE_NOTIFY_GENERIC, c"expire")),
+        }
+    }
+
+    /// Tells them. Answers how many there were.
+    fn tell(&self, context: Context<'_>, name: &ServerString) -> u32 {
+        self.0.iter().for_each(|(class, event)| context.notify(*class, event, name));
+        self.0.len() as u32
+    }
 }
 
 fn set_expiry(key: &Key<'_>, expiry: Expiry) {
@@ -174,32 +202,29 @@ fn set_expiry(key: &Key<'_>, expiry: Expiry) {
     }
 }
 
-fn notify_expiry(context: Context<'_>, name: &ServerString, expiry: Expiry) {
-    match expiry {
-        Expiry::Keep => {}
-        Expiry::Remove => context.notify(raw::REDISMODULE_NOTIFY_GENERIC, c"persist", name),
-        Expiry::At(_) => context.notify(raw::REDISMODULE_NOTIFY_GENERIC, c"expire", name),
-    }
-}
-
 /// Executes a change that came from the primary. `fields`: by name, the stored form; `None` removes.
 pub(crate) fn execute<'f>(
     context: Context<'_>,
-    words: &Words,
     name: &ServerString,
-    view_name: &ServerString,
-    prepared: Option<&PreparedView>,
+    row: &RowKey<'_>,
     change: &RowChange<'_>,
-    fields: impl Iterator<Item = (&'f str, Option<&'f [u8]>)>,
+    event_time_ms: i64,
+    fields: impl Iterator<Item = (&'f str, Option<&'f [u8]>)> + Clone,
 ) -> std::result::Result<(), &'static str> {
+    let prepared = STATE.borrow(context).view_of(row).ok();
+    let prepared = prepared.as_deref();
     let mut key = Key::open(context, name, Mode::Write);
+    let position = |(feature, field): (&str, _)| Some((prepared?.view.position(feature.as_bytes(), 0)?, field));
     if !change.is_packed {
         if !matches!(key.key_type(), KeyType::Hash | KeyType::Empty) {
             return Err("the key does not hold a row");
         }
-        let fields: Vec<_> = fields.map(|(feature, field)| (ServerString::new(feature.as_bytes()), field)).collect();
-        let fields = fields.iter().map(|(feature, field)| (feature, *field));
-        write_hash(context, words, &key, name, view_name, change, fields);
+        let named: Vec<_> =
+            fields.clone().map(|(feature, field)| (ServerString::new(feature.as_bytes()), field)).collect();
+        let named = named.iter().map(|(feature, field)| (feature, *field));
+        let view_name = ServerString::new(row.view.as_bytes());
+        let events = write_hash(&words(context), &key, &view_name, change, named);
+        tell(context, prepared, name, &key, event_time_ms, fields.filter_map(position), &events);
         return Ok(());
     }
     // The definitions are replicated too, and came before.
@@ -210,9 +235,29 @@ pub(crate) fn execute<'f>(
         _ => Some(key.string().and_then(|row| packing.open(row)).ok_or("the key does not hold a row")?),
     };
     let fields = fields.filter_map(|(feature, field)| Some((prepared.view.position(feature.as_bytes(), 0)?, field)));
-    let row = packing.rewrite(&prepared.view, old, change.updated_at_ms, &change.times, fields);
-    write_packed(context, &mut key, name, &row, change);
+    let row = packing.rewrite(&prepared.view, old, change.updated_at_ms, &change.times, fields.clone());
+    let events = write_packed(&mut key, &row, change);
+    tell(context, Some(prepared), name, &key, event_time_ms, fields, &events);
     Ok(())
+}
+
+/// Tells the column cache of a change, and then all others.
+fn tell<'f>(
+    context: Context<'_>,
+    prepared: Option<&PreparedView>,
+    name: &ServerString,
+    key: &Key<'_>,
+    event_time_ms: i64,
+    fields: impl Iterator<Item = (usize, Option<&'f [u8]>)>,
+    events: &Events,
+) {
+    let Some(prepared) = prepared else {
+        events.tell(context, name);
+        return;
+    };
+    let id = &name.bytes()[prepared.row_prefix.len()..];
+    prepared.columns.follow(context, id, key, event_time_ms, fields);
+    columns::while_telling(context, prepared, name.bytes(), || events.tell(context, name));
 }
 
 /// Refuses a key that holds something that is no row, and an update that its row cannot hold.

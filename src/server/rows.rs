@@ -71,6 +71,7 @@ pub(crate) struct Rows<'v> {
     /// The hash is read: there is something in it that was asked for.
     reads_row: bool,
     at: ReadAt,
+    mode: Mode,
 }
 
 #[derive(Default)]
@@ -114,7 +115,13 @@ impl<'v> Rows<'v> {
             window_values: Vec::new(),
             reads_row: times == Times::Always || windows < features.len(),
             at,
+            mode: Mode::Read,
         }
+    }
+
+    /// The same, with keys opened in another mode.
+    pub(crate) fn opened_for(self, mode: Mode) -> Self {
+        Rows { mode, ..self }
     }
 
     /// Forgets the rows that were read.
@@ -136,7 +143,7 @@ impl<'v> Rows<'v> {
             self.rows.push(RowFacts::default());
             return Ok(());
         }
-        let key = Key::open(context, name, Mode::Read);
+        let key = Key::open(context, name, self.mode);
         let facts = match (key.key_type(), &self.prepared.packing) {
             (KeyType::Empty, _) => RowFacts::default(),
             (KeyType::String, Some(packing)) => self.unpack(packing, key.string().unwrap_or_default(), first),
@@ -418,12 +425,18 @@ pub(crate) struct NumberReader<'v> {
     now_ms: i64,
     /// For what is not read where it lies.
     copied: Option<Box<Rows<'v>>>,
+    counts: bool,
 }
 
 impl<'v> NumberReader<'v> {
     pub(crate) fn new(prepared: &'v PreparedView, plan: &'v NumberPlan, now_ms: i64) -> Self {
         let copied = || Box::new(Rows::new(prepared, &plan.features, Times::IfAged, ReadAt::Clock(now_ms)));
-        NumberReader { prepared, plan, now_ms, copied: plan.steps.is_none().then(copied) }
+        NumberReader { prepared, plan, now_ms, copied: plan.steps.is_none().then(copied), counts: true }
+    }
+
+    /// The same, for who counts by itself what is served.
+    pub(crate) fn uncounted(self) -> Self {
+        NumberReader { counts: false, ..self }
     }
 
     /// Reads a row into `out`, and shows the places whose numbers are the row's own, and no defaults or NaN.
@@ -435,13 +448,15 @@ impl<'v> NumberReader<'v> {
         out: &mut [u8],
         mut own: impl FnMut(usize),
     ) -> Result<()> {
-        let NumberReader { prepared, plan, now_ms, copied } = self;
+        let NumberReader { prepared, plan, now_ms, copied, counts } = self;
         if let Some(rows) = copied {
             rows.clear();
             rows.read(context, words, name)?;
             let row = RowOf { rows, row: 0 };
             (0..plan.features.len()).for_each(|place| write_columns(prepared, plan, &row, place, out, &mut own));
-            rows.note_served(context);
+            if *counts {
+                rows.note_served(context);
+            }
             return Ok(());
         }
         let key = Key::open(context, name, Mode::Read);
@@ -454,7 +469,9 @@ impl<'v> NumberReader<'v> {
             }
             _ => (0..plan.features.len()).for_each(|place| write_columns(prepared, plan, &row, place, out, &mut own)),
         }
-        row.note_served(context);
+        if *counts {
+            row.note_served(context);
+        }
         Ok(())
     }
 }

@@ -107,6 +107,11 @@ impl Samples {
         self.drift.borrow_mut().publish(fields, now_ms);
     }
 
+    /// Is this feature sampled when rows are given to readers?
+    pub(crate) fn takes_when_served(&self, feature: usize) -> bool {
+        self.samples_serving && self.drift.borrow().samples_when_served(feature)
+    }
+
     /// Takes in a row that is given to a reader, where the view wants that.
     pub(crate) fn serve<'r>(&self, features: &[usize], now_ms: i64, served: impl Fn(usize) -> Cow<'r, Served<'r>>) {
         if !self.samples_serving || !self.is_offered() {

@@ -2,11 +2,14 @@
 
 use crate::server::acl::{Access, Caller};
 use crate::server::api::{Context, ServerString};
+use crate::server::columns;
 use crate::server::rows::{NumberReader, Rows, Times};
-use crate::server::state::{words, PreparedService, PreparedView};
+use crate::server::state::{words, PreparedService, PreparedView, STATE};
 use feature_store_core::service::{write_pair_id, Part, Role};
 use feature_store_core::windows::state::ReadAt;
 use feature_store_core::Result;
+use smallvec::SmallVec;
+use std::rc::Rc;
 
 /// Who is asked about, with checked ids.
 pub(crate) struct Subjects<'a> {
@@ -46,6 +49,13 @@ impl Subjects<'_> {
             ServerString::new(&key)
         })
     }
+}
+
+/// A service, planned by the definitions as they are now.
+pub(crate) fn planned(context: Context<'_>, name: &[u8]) -> Result<Rc<PreparedService>> {
+    // The plan tells what comes from the column cache.
+    columns::settle(context);
+    STATE.borrow_mut(context).service(name)
 }
 
 /// The parts of a service with their views.
@@ -111,6 +121,15 @@ impl Tensor {
     }
 }
 
+fn pair_ids(context_id: &[u8], ids: &[&[u8]]) -> Vec<SmallVec<[u8; 64]>> {
+    let pair = |id: &&[u8]| {
+        let mut pair = Vec::with_capacity(context_id.len() + 1 + id.len());
+        write_pair_id(context_id, id, &mut pair);
+        SmallVec::from_vec(pair)
+    };
+    ids.iter().map(pair).collect()
+}
+
 /// Marks numbers as present, where that is wanted.
 fn mark(present: &mut Option<Vec<u8>>, first: usize, count: usize) {
     if let Some(present) = present {
@@ -129,7 +148,29 @@ pub(crate) fn read_tensor(
     let words = words(context);
     let present = service.service.with_status.then(|| vec![0; (width * count).div_ceil(8)]);
     let mut tensor = Tensor { bytes: vec![0; width * count * 4], present };
-    for ((part, view), plan) in parts(service).zip(&service.numbers) {
+    for ((part, view), (plan, from_cache)) in parts(service).zip(&service.numbers) {
+        let Tensor { bytes, present } = &mut tensor;
+        if let Some(from_cache) = from_cache {
+            let pairs;
+            let ids = match (part.role, subjects.context_id.as_slice()) {
+                (Role::Context, context_id) => context_id,
+                (Role::Pair, [context_id]) => {
+                    pairs = pair_ids(context_id, subjects.ids);
+                    &pairs.iter().map(SmallVec::as_slice).collect::<Vec<&[u8]>>()
+                }
+                _ => subjects.ids,
+            };
+            let asked = columns::Asked { prepared: view, plan, from_cache, ids, now_ms };
+            let mut own = |row: usize, column: usize| mark(present, row * width + column, 1);
+            let own: Option<&mut dyn FnMut(usize, usize)> =
+                if service.service.with_status { Some(&mut own) } else { None };
+            if columns::read(context, &words, &asked, bytes, own)? {
+                if part.role == Role::Context {
+                    tensor.repeat(part, width, count);
+                }
+                continue;
+            }
+        }
         let mut reader = NumberReader::new(view, plan, now_ms);
         for (row, key) in subjects.keys(part.role, view).enumerate() {
             let Tensor { bytes, present } = &mut tensor;

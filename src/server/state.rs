@@ -2,6 +2,7 @@
 
 use crate::server::api::{Context, ServerString};
 use crate::server::background::Background;
+use crate::server::columns::{Columns, FromCache};
 use crate::server::logs::Log;
 use crate::server::persistence::Arrived;
 use crate::server::samples::Samples;
@@ -13,11 +14,12 @@ use feature_store_core::keys::{
 use feature_store_core::log_entry::{APPLIED, ENTITY_ID, EVENT_ID, FEATURES, FEATURE_VIEW as ENTRY_VIEW, TIMESTAMP};
 use feature_store_core::packed::{Packing, Steps};
 use feature_store_core::registry::Registry;
-use feature_store_core::service::{Part, Plan, Service};
+use feature_store_core::service::{Format, Part, Plan, Service};
 use feature_store_core::{Code, Error, Result};
 use lazy_static::lazy_static;
 use rustc_hash::FxHashMap;
 use std::cell::{Ref, RefCell, RefMut};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -100,6 +102,8 @@ pub(crate) struct PreparedView {
     pub(crate) windows: Option<PreparedWindows>,
     /// How its rows are packed; `None`: they are hashes.
     pub(crate) packing: Option<Packing>,
+    /// Its numbers in the column cache.
+    pub(crate) columns: Rc<Columns>,
     /// Its drift state.
     pub(crate) samples: Samples,
     /// The last request for features by a list of names: a model asks for the same again and again.
@@ -119,7 +123,7 @@ pub(crate) struct NumberPlan {
 }
 
 impl NumberPlan {
-    fn new(view: &PreparedView, features: &[usize], columns: Vec<(usize, usize)>, width: usize) -> Self {
+    pub(crate) fn new(view: &PreparedView, features: &[usize], columns: Vec<(usize, usize)>, width: usize) -> Self {
         let steps = view.packing.as_ref().map(|packing| Steps::new(&view.view, packing, features, &columns));
         let steps = steps.filter(|steps| steps.others().is_empty());
         NumberPlan { features: features.to_vec(), columns, width, steps }
@@ -134,8 +138,8 @@ pub(crate) struct PreparedService {
     pub(crate) plan: Plan,
     /// The view of each part of the plan.
     pub(crate) views: Vec<Rc<PreparedView>>,
-    /// Of a tensor: how each part is read.
-    pub(crate) numbers: Vec<NumberPlan>,
+    /// Of a tensor: how each part is read, and how it comes from the column cache.
+    pub(crate) numbers: Vec<(NumberPlan, Option<FromCache>)>,
     generation: u64,
 }
 
@@ -233,7 +237,7 @@ impl State {
             .versions
             .iter()
             .map(|(version, definition)| {
-                let known = known_versions.iter().find(|(v, _)| v == version).map(|(_, prepared)| &prepared.samples);
+                let known = known_versions.iter().find(|(v, _)| v == version).map(|(_, prepared)| prepared);
                 let prepared = PreparedView {
                     view: Arc::clone(definition),
                     row_prefix: row_prefix(name, *version),
@@ -245,7 +249,8 @@ impl State {
                     ),
                     packing: (definition.storage == Storage::Packed)
                         .then(|| Packing::of(definition).expect("a definition whose rows are too large was refused")),
-                    samples: Samples::of(definition, known),
+                    columns: Columns::of(definition, known.map(|known| &known.columns)),
+                    samples: Samples::of(definition, known.map(|known| &known.samples)),
                     last_request: RefCell::new(None),
                 };
                 (*version, Rc::new(prepared))
@@ -299,13 +304,39 @@ impl State {
         let prepared_version = |part: &Part| self.prepared_version(&part.view.name, part.view.version);
         let views = plan.parts.iter().map(|part| prepared_version(part).expect("every registered view is prepared"));
         let views: Vec<Rc<PreparedView>> = views.collect();
-        let numbers = plan.parts.iter().zip(&views);
+        let is_tensor = service.format == Format::Tensor;
+        let numbers = plan.parts.iter().zip(&views).filter(|_| is_tensor);
         let numbers = numbers
-            .map(|(part, view)| NumberPlan::new(view, &part.features, part.columns.clone(), plan.width()))
+            .map(|(part, view)| {
+                let plan = NumberPlan::new(view, &part.features, part.columns.clone(), plan.width());
+                let from_cache = view.columns.source_of(view, &plan);
+                (plan, from_cache)
+            })
             .collect();
         let prepared = Rc::new(PreparedService { generation: self.generation, views, numbers, plan, service });
         self.services.insert(prepared.service.name.clone(), Rc::clone(&prepared));
         Ok(prepared)
+    }
+
+    /// Tells the definitions and services as they are now from others.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// What services read as tensors of each version of a view: stored features, rising. What is sampled where it is
+    /// served has to be read.
+    pub(crate) fn read_as_tensors(&self) -> Vec<(Rc<PreparedView>, Vec<usize>)> {
+        let mut read: FxHashMap<(String, u32), BTreeSet<usize>> = FxHashMap::default();
+        let tensors = self.registry.services().filter(|service| service.format == Format::Tensor);
+        for part in tensors.filter_map(|service| service.plan(&self.registry).ok()).flat_map(|plan| plan.parts) {
+            let stored = part.features.iter().filter(|feature| part.view.features()[**feature].is_stored());
+            read.entry((part.view.name.clone(), part.view.version)).or_default().extend(stored);
+        }
+        let mut features_of = |view: &PreparedView| {
+            let features = read.remove(&(view.view.name.clone(), view.view.version)).unwrap_or_default();
+            features.into_iter().filter(|feature| !view.samples.takes_when_served(*feature)).collect()
+        };
+        self.all_versions().into_iter().map(|view| (Rc::clone(&view), features_of(&view))).collect()
     }
 
     /// Forgets what was planned, after services changed.

@@ -224,6 +224,11 @@ impl ViewDrift {
         }
     }
 
+    /// Is this feature sampled when rows are served?
+    pub fn samples_when_served(&self, place: usize) -> bool {
+        self.features.get(place).is_some_and(|f| f.fed_by == FedBy::Serving)
+    }
+
     /// Is anything sampled when rows are served?
     pub fn samples_serving(&self) -> bool {
         self.features.iter().any(|f| f.fed_by == FedBy::Serving)
