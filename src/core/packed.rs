@@ -33,6 +33,8 @@ const FORMAT: u8 = 1;
 const HAS_TIMES: u8 = 1;
 const HEADER_BYTES: usize = 16;
 const TIME_BYTES: usize = 10;
+/// No event time lies farther from 1970: what does was no event time.
+const UNIX_MS_MAX: u64 = 100_000_000_000_000;
 /// Most that the slots of a view may take: every update writes the row anew.
 pub const SLOTS_BYTES_MAX: usize = 1 << 20;
 /// Most that all texts of a row may take. The server lets a string have twice that.
@@ -187,6 +189,12 @@ impl Packing {
             _ => bytes.get(times_at..times_at)?,
         };
         let row = PackedRow { packing: self, bytes, slots, present_at, times };
+        let is_time = |time: Option<i64>| time.is_some_and(|ms| ms.unsigned_abs() <= UNIX_MS_MAX);
+        let is_of_slot = |time: &[u8]| u16_at(time, 0).is_some_and(|slot| usize::from(slot) < self.slots.len());
+        if !is_time(i64_at(bytes, 8)) || !times.chunks_exact(TIME_BYTES).all(|t| is_of_slot(t) && is_time(i64_at(t, 2)))
+        {
+            return None;
+        }
         let is_inside = |slot: &Slot| {
             let (start, length) = (u32_at(bytes, slot.offset), u32_at(bytes, slot.offset + 4));
             matches!((start, length), (Some(start), Some(length))

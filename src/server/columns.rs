@@ -193,6 +193,8 @@ impl Columns {
         let mut is_known = true;
         {
             let Some(mut row) = table.edit(id) else { return };
+            // What was too old before may be of a row that is no more.
+            is_known &= now_ms <= row.fresh_until_ms();
             let (mut fresh_until_ms, mut changed) = (i64::MAX, 0);
             let mut numbers: SmallVec<[u8; 64]> = SmallVec::new();
             for (feature, field) in fields {
