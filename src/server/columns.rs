@@ -11,6 +11,7 @@ use crate::server::config;
 use crate::server::key::{Key, Mode};
 use crate::server::rows::{NumberReader, Rows, Times};
 use crate::server::state::{words, MainThread, NumberPlan, PreparedView, Words, STATE};
+use feature_store_core::codec::Expiry;
 use feature_store_core::columns::{NewRow, Remains, Table, ABSENT};
 use feature_store_core::definition::FeatureView;
 use feature_store_core::keys::{RowKey, TIMES, UPDATED_AT};
@@ -23,6 +24,7 @@ use std::cell::RefCell;
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::rc::{Rc, Weak};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::Arc;
 
 /// Keys that one step of warming looks at.
@@ -37,8 +39,6 @@ struct Shared {
     figures: Figures,
     /// Rows were cached at this time: an earlier one is a clock that went back.
     newest_ms: i64,
-    /// The row that we are changing, and how many events told of it.
-    writing: Option<(Vec<u8>, u32)>,
     /// Memory of tables that are no more.
     remains: Remains,
     /// Where the scan of the keys stands.
@@ -185,6 +185,7 @@ impl Columns {
         id: &[u8],
         key: &Key<'_>,
         event_time_ms: i64,
+        expiry: Expiry,
         fields: impl Iterator<Item = (usize, Option<&'f [u8]>)>,
     ) {
         let mut mirror = self.mirror.borrow_mut();
@@ -217,7 +218,12 @@ impl Columns {
                 // The others are as old as they were.
                 fresh_until_ms = fresh_until_ms.min(row.fresh_until_ms());
             }
-            row.set_fresh_until_ms(fresh_until_ms.min(last_ms_of(key)));
+            let last_ms = match expiry {
+                Expiry::At(at) => at - 1,
+                Expiry::Remove => i64::MAX,
+                Expiry::Keep => last_ms_of(key),
+            };
+            row.set_fresh_until_ms(fresh_until_ms.min(last_ms));
         }
         if !is_known {
             self.forget_in(context, table, id);
@@ -408,18 +414,25 @@ fn has_fields_that_expire(
     expires
 }
 
-/// Somebody changed a key, perhaps we ourselves.
+/// The name of the row of which we are telling others, by its address, and how many events came with it.
+static TELLING: AtomicUsize = AtomicUsize::new(0);
+static TOLD: AtomicU32 = AtomicU32::new(0);
+
+/// Is this event one of those that we fire ourselves? `key`: the address of the name that comes with it.
+pub(crate) fn is_own_event(key: usize) -> bool {
+    let is_own = TELLING.load(Ordering::Relaxed) == key;
+    if is_own {
+        TOLD.fetch_add(1, Ordering::Relaxed);
+    }
+    is_own
+}
+
+/// Somebody else changed a key.
 pub(crate) fn key_changed(context: Context<'_>, key: &[u8]) {
     {
         let mut shared = SHARED.borrow_mut(context);
         if shared.tables == 0 || context.selected_db() != 0 {
             return;
-        }
-        if let Some((own, events)) = &mut shared.writing {
-            if own == key {
-                *events += 1;
-                return;
-            }
         }
         shared.changes += 1;
     }
@@ -432,17 +445,23 @@ pub(crate) fn key_changed(context: Context<'_>, key: &[u8]) {
 }
 
 /// Runs what tells others of our own change of a row: so many events. If there are others, somebody changed it again.
-pub(crate) fn while_telling(context: Context<'_>, prepared: &PreparedView, key: &[u8], tell: impl FnOnce() -> u32) {
+pub(crate) fn while_telling(
+    context: Context<'_>,
+    prepared: &PreparedView,
+    name: &ServerString,
+    tell: impl FnOnce() -> u32,
+) {
     let is_mirrored = prepared.columns.mirror.borrow().is_some();
     if !is_mirrored {
         tell();
         return;
     }
-    let outer = SHARED.borrow_mut(context).writing.replace((key.to_vec(), 0));
+    let outer = (TELLING.swap(name.as_ptr() as usize, Ordering::Relaxed), TOLD.swap(0, Ordering::Relaxed));
     let expected = tell();
-    let told = std::mem::replace(&mut SHARED.borrow_mut(context).writing, outer);
-    if told.is_none_or(|(_, events)| events != expected) {
-        prepared.columns.forget(context, &key[prepared.row_prefix.len()..]);
+    TELLING.store(outer.0, Ordering::Relaxed);
+    // Whoever passes the name on that came with our event is counted too.
+    if TOLD.swap(outer.1, Ordering::Relaxed) != expected {
+        prepared.columns.forget(context, &name.bytes()[prepared.row_prefix.len()..]);
     }
 }
 
@@ -499,7 +518,7 @@ pub(crate) fn read(
     {
         let shared = SHARED.borrow(context);
         // While we tell others of a change, its row may change again before we know.
-        if shared.writing.is_some() || now_ms < shared.newest_ms || limit() == 0 {
+        if TELLING.load(Ordering::Relaxed) != 0 || now_ms < shared.newest_ms || limit() == 0 {
             return Ok(false);
         }
     }

@@ -39,6 +39,9 @@ unsafe extern "C" fn on_keyspace_event(
     event: *const c_char,
     key: *mut raw::RedisModuleString,
 ) -> c_int {
+    if columns::is_own_event(key as usize) {
+        return raw::REDISMODULE_OK as c_int;
+    }
     // SAFETY: context, event and key are alive during the callback.
     let (context, event, key) = unsafe { (Context::new(ctx), CStr::from_ptr(event), string_bytes(key)) };
     // Whoever changed it: inside our own writes others may be at work too.

@@ -153,44 +153,43 @@ fn write_hash<'f>(
     }
     key.hash_set(&pairs);
     set_expiry(key, change.expiry);
-    let mut events = Events::default();
-    if !pairs.is_empty() {
-        events.0.push((raw::REDISMODULE_NOTIFY_HASH, c"hset"));
+    let (set, deletion) = ((raw::REDISMODULE_NOTIFY_HASH, c"hset"), (raw::REDISMODULE_NOTIFY_HASH, c"hdel"));
+    match (pairs.is_empty(), deleted) {
+        (false, false) => Events::of(&[set], change.expiry),
+        (false, true) => Events::of(&[set, deletion], change.expiry),
+        (true, true) => Events::of(&[deletion], change.expiry),
+        (true, false) => Events::of(&[], change.expiry),
     }
-    if deleted {
-        events.0.push((raw::REDISMODULE_NOTIFY_HASH, c"hdel"));
-    }
-    events.note_expiry(change.expiry);
-    events
 }
 
 /// Puts a packed row in place. The key holds one, or nothing.
 fn write_packed(key: &mut Key<'_>, row: &[u8], change: &RowChange<'_>) -> Events {
     key.set_string(row);
     set_expiry(key, change.expiry);
-    let mut events = Events::default();
-    events.0.push((raw::REDISMODULE_NOTIFY_STRING, c"set"));
-    events.note_expiry(change.expiry);
-    events
+    Events::of(&[(raw::REDISMODULE_NOTIFY_STRING, c"set")], change.expiry)
 }
 
 /// What those who listen are to hear of a change.
-#[derive(Default)]
-struct Events(SmallVec<[(i32, &'static CStr); 3]>);
+struct Events {
+    list: SmallVec<[(i32, &'static CStr); 3]>,
+    expiry: Expiry,
+}
 
 impl Events {
-    fn note_expiry(&mut self, expiry: Expiry) {
+    fn of(written: &[(i32, &'static CStr)], expiry: Expiry) -> Self {
+        let mut list = SmallVec::from_slice(written);
         match expiry {
             Expiry::Keep => {}
-            Expiry::Remove => self.0.push((raw::REDISMODULE_NOTIFY_GENERIC, c"persist")),
-            Expiry::At(_) => self.0.push((raw::REDISMODULE_NOTIFY_GENERIC, c"expire")),
+            Expiry::Remove => list.push((raw::REDISMODULE_NOTIFY_GENERIC, c"persist")),
+            Expiry::At(_) => list.push((raw::REDISMODULE_NOTIFY_GENERIC, c"expire")),
         }
+        Events { list, expiry }
     }
 
     /// Tells them. Answers how many there were.
     fn tell(&self, context: Context<'_>, name: &ServerString) -> u32 {
-        self.0.iter().for_each(|(class, event)| context.notify(*class, event, name));
-        self.0.len() as u32
+        self.list.iter().for_each(|(class, event)| context.notify(*class, event, name));
+        self.list.len() as u32
     }
 }
 
@@ -256,8 +255,8 @@ fn tell<'f>(
         return;
     };
     let id = &name.bytes()[prepared.row_prefix.len()..];
-    prepared.columns.follow(context, id, key, event_time_ms, fields);
-    columns::while_telling(context, prepared, name.bytes(), || events.tell(context, name));
+    prepared.columns.follow(context, id, key, event_time_ms, events.expiry, fields);
+    columns::while_telling(context, prepared, name, || events.tell(context, name));
 }
 
 /// Refuses a key that holds something that is no row, and an update that its row cannot hold.
