@@ -4,12 +4,12 @@
 //! numbers are the row's own, the entity's id, the numbers. Records lie in blocks, so that the table grows and shrinks
 //! without copying. The index is cut into many small open-addressed tables, so that none takes long to grow.
 //!
-//! Memory is slow and the processor asks for several lines at once, if it is let: [`Table::find_all`] goes over a batch
-//! of ids three times, once to ask for index entries, once for records, once to read them.
+//! Memory is slow and the processor asks for many lines at once, if it is let: [`Table::find_all`] goes over a batch of
+//! ids three times, once to ask for index entries, once for records, once to read them. What asks for a line of memory
+//! without waiting comes from outside: `prefetch` is given addresses.
 
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
-use std::hint::black_box;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// Records in a block.
@@ -286,7 +286,7 @@ impl Table {
     }
 
     /// The records of ids, [`ABSENT`] for those that are not there.
-    pub fn find_all(&self, ids: &[&[u8]], slots: &mut Vec<u32>) {
+    pub fn find_all(&self, ids: &[&[u8]], slots: &mut Vec<u32>, prefetch: impl Fn(*const u8)) {
         slots.clear();
         if self.shards.is_empty() {
             slots.resize(ids.len(), ABSENT);
@@ -296,15 +296,13 @@ impl Table {
             let mut hashes = [(0, 0); BATCH];
             for (id, hash) in batch.iter().zip(&mut hashes) {
                 *hash = self.hash(id);
-                let shard = &self.shards[hash.0];
-                black_box(shard.entries.get(shard.home(hash.1)).copied());
+                self.prefetch_entry(*hash, &prefetch);
             }
             let first = slots.len();
             for (shard, tag) in &hashes[..batch.len()] {
                 let slot = self.shards[*shard].candidates(*tag).next().unwrap_or(ABSENT);
                 if slot != ABSENT {
-                    let record = self.record(slot);
-                    black_box((record[0], record[self.stride - 1]));
+                    self.prefetch_record(slot, &prefetch);
                 }
                 slots.push(slot);
             }
@@ -314,6 +312,34 @@ impl Table {
                     *slot = others.into_iter().find(|slot| self.is_of(*slot, id)).unwrap_or(ABSENT);
                 }
             }
+        }
+    }
+
+    fn prefetch_entry(&self, (shard, tag): (usize, u32), prefetch: &impl Fn(*const u8)) {
+        let shard = &self.shards[shard];
+        if let Some(entry) = shard.entries.get(shard.home(tag)) {
+            prefetch(std::ptr::from_ref(entry).cast());
+        }
+    }
+
+    fn prefetch_record(&self, slot: u32, prefetch: &impl Fn(*const u8)) {
+        let record = self.record(slot);
+        record.iter().step_by(LINE_WORDS).for_each(|word| prefetch(std::ptr::from_ref(word).cast()));
+    }
+
+    /// Asks for what [`Table::find`] will need first, if called some time before.
+    pub fn approach(&self, id: &[u8], prefetch: impl Fn(*const u8)) {
+        if !self.shards.is_empty() {
+            self.prefetch_entry(self.hash(id), &prefetch);
+        }
+    }
+
+    /// Asks for what [`Table::edit`] will need next.
+    pub fn approach_record(&self, id: &[u8], prefetch: impl Fn(*const u8)) {
+        if !self.shards.is_empty() {
+            let (shard, tag) = self.hash(id);
+            let candidate = self.shards[shard].candidates(tag).next();
+            candidate.into_iter().for_each(|slot| self.prefetch_record(slot, &prefetch));
         }
     }
 
@@ -618,7 +644,7 @@ mod tests {
             let ids: Vec<Vec<u8>> = numbers.iter().map(|n| id(*n)).collect();
             let ids: Vec<&[u8]> = ids.iter().map(Vec::as_slice).collect();
             let mut slots = Vec::new();
-            table.find_all(&ids, &mut slots);
+            table.find_all(&ids, &mut slots, |_| ());
             let mut found = 0;
             for (n, slot) in numbers.iter().zip(&slots) {
                 prop_assert_eq!(table.find(ids[*n as usize]).unwrap_or(ABSENT), *slot);

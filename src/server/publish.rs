@@ -2,6 +2,7 @@
 
 use crate::server::api::{Context, LogLevel, ServerString};
 use crate::server::background;
+use crate::server::columns::Approach;
 use crate::server::config;
 use crate::server::consumer;
 use crate::server::effects::{append_publish, Effects, PublishEntry};
@@ -114,6 +115,7 @@ pub(crate) fn apply(
     if update.is_empty() {
         return Ok(None);
     }
+    prepared.columns.approach(entity_id, Approach::First);
     let (arrived_ms, mut entry) = source.arrival(now_ms);
     let windows = prepared.windows.as_ref().filter(|_| *source != Source::Replay);
     let identity = event_id.map(|id| Identity { id, arrived_ms });
@@ -130,6 +132,7 @@ pub(crate) fn apply(
         packing.check_update(view, update)?;
     }
     let mut row = is_of_row.then(|| RowToChange::open(context, words, key, prepared)).transpose()?;
+    prepared.columns.approach(entity_id, Approach::Second);
     let times = row.as_ref().map(|row| row.times.clone()).unwrap_or_default();
     let event_time_ms = event_time_ms.unwrap_or_else(|| match &mut row {
         Some(row) => unstamped_time(view, &times, row, update, now_ms),
