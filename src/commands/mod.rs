@@ -8,6 +8,7 @@ mod alter;
 mod baseline;
 mod consume;
 mod consumer;
+mod copy;
 mod debug;
 mod del;
 mod describe;
@@ -64,6 +65,7 @@ pub(crate) const ALL: &[Entry] = &[
     Entry::of::<consumer::Consumer>(),
     Entry::of::<consume::Consume>(),
     Entry::of::<replay::Replay>(),
+    Entry::of::<copy::Copy>(),
     Entry::of::<trim::Trim>(),
     Entry::of::<baseline::Baseline>(),
     Entry::of::<drift::Drift>(),

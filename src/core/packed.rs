@@ -5,18 +5,18 @@
 //!
 //! | offset | bytes | what |
 //! |---|---|---|
-//! | 0 | 1 | format, 1 |
-//! | 1 | 1 | 1: the row has times of its own, else 0 |
-//! | 2 | 2 | how many slots the row has: those after the last feature that it holds are left out |
-//! | 4 | 4 | fingerprint of the features of these slots |
-//! | 8 | 8 | newest event time, unix milliseconds |
-//! | 16 | | the slots, in the schema's order |
+//! | 0 | 1 | 1, or 129 for a row with times of its own |
+//! | 1 | 2 | how many slots the row has: those after the last feature that it holds are left out |
+//! | 3 | 3 | fingerprint of the features of these slots |
+//! | 6 | 6 | newest event time, unix milliseconds, signed |
+//! | 12 | | the slots, in the schema's order |
 //! | | slots / 8, rounded up | which of them hold a value, the lowest bit of a byte first |
 //! | | 2 + 10 each | only with times of its own: how many, then for each the slot (2) and its event time (8) |
 //! | | | the texts of STRING and LIST |
 //!
 //! A slot is an INT, a TIMESTAMP (8 bytes), a FLOAT (8), a BOOL (1), a VECTOR n (n float32), a STRING with VALUES (its
-//! index there, 4), or any other STRING or LIST (offset and length in the row, 4 each). A slot without a value is zero.
+//! index there, 4), or any other STRING or LIST: where in the row its text ends (4). It begins where the text of the
+//! STRING or LIST before it ends, the first one before all texts. A slot without a value is zero, but for texts.
 
 use crate::definition::{Feature, FeatureView};
 use crate::error::{Error, Result};
@@ -30,8 +30,11 @@ use std::hint::black_box;
 use xxhash_rust::xxh3::Xxh3;
 
 const FORMAT: u8 = 1;
-const HAS_TIMES: u8 = 1;
-const HEADER_BYTES: usize = 16;
+const HAS_TIMES: u8 = 128;
+const SLOTS_AT: usize = 1;
+const FINGERPRINT_AT: usize = 3;
+const TIME_AT: usize = 6;
+const HEADER_BYTES: usize = 12;
 const TIME_BYTES: usize = 10;
 /// No event time lies farther from 1970: what does was no event time.
 const UNIX_MS_MAX: u64 = 100_000_000_000_000;
@@ -48,8 +51,10 @@ struct Slot {
     /// From the row's start.
     offset: usize,
     size: usize,
-    /// It tells where a text stands.
+    /// It tells where a text ends.
     is_text: bool,
+    /// The text before.
+    text_before: Option<usize>,
 }
 
 /// How the rows of a view are packed.
@@ -59,7 +64,7 @@ pub struct Packing {
     /// By feature: its slot.
     slot_of: Vec<Option<usize>>,
     /// By number of slots: the fingerprint of their features.
-    fingerprints: Vec<u32>,
+    fingerprints: Vec<[u8; 3]>,
     texts: usize,
     /// Where the bits of what is present begin in a row that has all slots.
     present_at: usize,
@@ -74,6 +79,7 @@ pub struct PackedRow<'a> {
     /// Where the bits of what is present begin.
     present_at: usize,
     times: &'a [u8],
+    texts_at: usize,
 }
 
 fn is_category(feature: &Feature) -> bool {
@@ -87,7 +93,7 @@ fn slot_size(feature: &Feature) -> (usize, bool) {
         FeatureType::Bool => (1, false),
         FeatureType::Vector(n) => (n as usize * 4, false),
         FeatureType::String if is_category(feature) => (4, false),
-        FeatureType::String | FeatureType::List => (8, true),
+        FeatureType::String | FeatureType::List => (4, true),
     }
 }
 
@@ -99,7 +105,7 @@ fn slot_format(feature: &Feature) -> Cow<'static, str> {
         FeatureType::Bool => "|u1".into(),
         FeatureType::Vector(n) => format!("({n},)<f4").into(),
         FeatureType::String if is_category(feature) => "<u4".into(),
-        FeatureType::String | FeatureType::List => "(2,)<u4".into(),
+        FeatureType::String | FeatureType::List => "<u4".into(),
     }
 }
 
@@ -109,6 +115,18 @@ fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
 
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
+/// The time in a row's header, and its fingerprint: cut to what they need.
+fn time_at(bytes: &[u8]) -> Option<i64> {
+    let [a, b, c, d, e, f] = bytes.get(TIME_AT..HEADER_BYTES)?.try_into().ok()?;
+    // The upper half keeps the sign.
+    Some(i64::from_le_bytes([0, 0, a, b, c, d, e, f]) >> 16)
+}
+
+fn fingerprint_of(hash: &Xxh3) -> [u8; 3] {
+    let [a, b, c, ..] = hash.digest().to_le_bytes();
+    [a, b, c]
 }
 
 fn i64_at(bytes: &[u8], at: usize) -> Option<i64> {
@@ -130,9 +148,10 @@ impl Packing {
         for feature in view.stored() {
             let definition = &view.features()[feature];
             let (size, is_text) = slot_size(definition);
-            packing.fingerprints.push(fingerprint.digest() as u32);
+            packing.fingerprints.push(fingerprint_of(&fingerprint));
             packing.slot_of[feature] = Some(packing.slots.len());
-            packing.slots.push(Slot { feature, offset, size, is_text });
+            let text_before = packing.slots.iter().rposition(|slot| slot.is_text).filter(|_| is_text);
+            packing.slots.push(Slot { feature, offset, size, is_text, text_before });
             packing.texts += usize::from(is_text);
             offset += size;
             let values = definition.values.as_slice().iter().map(String::as_str);
@@ -143,7 +162,7 @@ impl Packing {
             // Features are told apart from the values of the one before.
             fingerprint.update(&[0]);
         }
-        packing.fingerprints.push(fingerprint.digest() as u32);
+        packing.fingerprints.push(fingerprint_of(&fingerprint));
         packing.present_at = offset;
         if offset - HEADER_BYTES > SLOTS_BYTES_MAX {
             return Err(Error::syntax(format!(
@@ -172,35 +191,39 @@ impl Packing {
         // Rows lie anywhere in memory. Where the bits are is known by the header alone; asking for them now lets both
         // come at once instead of one after the other.
         black_box(bytes.get(self.present_at).copied());
-        if bytes.first() != Some(&FORMAT) || bytes.len() < HEADER_BYTES || bytes[1] > HAS_TIMES {
+        if bytes.len() < HEADER_BYTES || bytes[0] & !HAS_TIMES != FORMAT {
             return None;
         }
-        let slots = usize::from(u16_at(bytes, 2)?);
-        if *self.fingerprints.get(slots)? != u32_at(bytes, 4)? {
+        let slots = usize::from(u16_at(bytes, SLOTS_AT)?);
+        if bytes[FINGERPRINT_AT..TIME_AT] != *self.fingerprints.get(slots)? {
             return None;
         }
         let present_at = self.slots_end(slots);
         let times_at = present_at + slots.div_ceil(8);
-        let times = match bytes[1] {
+        let times = match bytes[0] & HAS_TIMES {
             HAS_TIMES => {
                 let count = usize::from(u16_at(bytes, times_at)?);
                 bytes.get(times_at + 2..times_at + 2 + count * TIME_BYTES)?
             }
             _ => bytes.get(times_at..times_at)?,
         };
-        let row = PackedRow { packing: self, bytes, slots, present_at, times };
+        let texts_at = match times.is_empty() && bytes[0] & HAS_TIMES == 0 {
+            true => times_at,
+            false => times_at + 2 + times.len(),
+        };
+        let row = PackedRow { packing: self, bytes, slots, present_at, times, texts_at };
         let is_time = |time: Option<i64>| time.is_some_and(|ms| ms.unsigned_abs() <= UNIX_MS_MAX);
         let is_of_slot = |time: &[u8]| u16_at(time, 0).is_some_and(|slot| usize::from(slot) < self.slots.len());
-        if !is_time(i64_at(bytes, 8)) || !times.chunks_exact(TIME_BYTES).all(|t| is_of_slot(t) && is_time(i64_at(t, 2)))
-        {
+        if !is_time(time_at(bytes)) || !times.chunks_exact(TIME_BYTES).all(|t| is_of_slot(t) && is_time(i64_at(t, 2))) {
             return None;
         }
-        let is_inside = |slot: &Slot| {
-            let (start, length) = (u32_at(bytes, slot.offset), u32_at(bytes, slot.offset + 4));
-            matches!((start, length), (Some(start), Some(length))
-                if (start as usize).checked_add(length as usize).is_some_and(|end| end <= bytes.len()))
+        // Texts follow each other and end inside of the row.
+        let mut end = texts_at;
+        let mut follows = |slot: &Slot| {
+            let begin = std::mem::replace(&mut end, u32_at(bytes, slot.offset).unwrap_or_default() as usize);
+            begin <= end && end <= bytes.len()
         };
-        let is_sound = self.texts == 0 || self.slots[..slots].iter().all(|slot| !slot.is_text || is_inside(slot));
+        let is_sound = self.texts == 0 || self.slots[..slots].iter().filter(|slot| slot.is_text).all(&mut follows);
         is_sound.then_some(row)
     }
 
@@ -245,10 +268,10 @@ impl Packing {
         for (feature, field) in fields {
             let Some(place) = self.slot_of[feature] else { continue };
             let (slot, definition) = (self.slots[place], &view.features()[feature]);
-            let out = &mut row[slot.offset..slot.offset + slot.size];
             if slot.is_text {
                 texts.retain(|(text_of, _)| *text_of != place);
             }
+            let out = &mut row[slot.offset..slot.offset + slot.size];
             let value = field.and_then(|field| Value::from_field(definition.ty, field));
             match (&value, field) {
                 (Some(_), Some(field)) if slot.is_text => texts.push((place, field)),
@@ -280,17 +303,20 @@ impl Packing {
             }
         }
         texts.sort_unstable_by_key(|(place, _)| *place);
-        for (place, text) in texts {
-            let (start, at) = (row.len() as u32, self.slots[place].offset);
-            row[at..at + 4].copy_from_slice(&start.to_le_bytes());
-            row[at + 4..at + 8].copy_from_slice(&(text.len() as u32).to_le_bytes());
-            row.extend_from_slice(text);
+        let mut texts = texts.into_iter().peekable();
+        let of_texts = self.slots[..slots].iter().enumerate().filter(|(_, slot)| slot.is_text && self.texts > 0);
+        for (place, slot) in of_texts {
+            if let Some((_, text)) = texts.next_if(|(of, _)| *of == place) {
+                row.extend_from_slice(text);
+            }
+            let end = row.len() as u32;
+            row[slot.offset..slot.offset + 4].copy_from_slice(&end.to_le_bytes());
         }
-        row[0] = FORMAT;
-        row[2..4].copy_from_slice(&(slots as u16).to_le_bytes());
-        row[4..8].copy_from_slice(&self.fingerprints[slots].to_le_bytes());
+        row[0] |= FORMAT;
+        row[SLOTS_AT..FINGERPRINT_AT].copy_from_slice(&(slots as u16).to_le_bytes());
+        row[FINGERPRINT_AT..TIME_AT].copy_from_slice(&self.fingerprints[slots]);
         let updated_at_ms = updated_at_ms.or(old.map(|old| old.updated_at_ms())).unwrap_or_default();
-        row[8..16].copy_from_slice(&updated_at_ms.to_le_bytes());
+        row[TIME_AT..HEADER_BYTES].copy_from_slice(&updated_at_ms.to_le_bytes()[..HEADER_BYTES - TIME_AT]);
         row
     }
 }
@@ -306,7 +332,7 @@ fn write_times<'t>(row: &mut Vec<u8>, times: impl Iterator<Item = (&'t [u8], &'t
         count += 1;
     }
     row[at..at + 2].copy_from_slice(&count.to_le_bytes());
-    row[1] = HAS_TIMES;
+    row[0] = HAS_TIMES;
 }
 
 fn write_slot(feature: &Feature, value: &Value<'_>, out: &mut [u8]) {
@@ -349,14 +375,14 @@ impl<'a> PackedRow<'a> {
         if !slot.is_text {
             return (slot.offset, slot.offset + slot.size);
         }
-        // `open` has checked that both lie in the row.
-        let number = |at| u32_at(self.bytes, at).unwrap_or_default() as usize;
-        (number(slot.offset), number(slot.offset) + number(slot.offset + 4))
+        // `open` has checked that they follow each other in the row.
+        let end_of = |slot: Slot| u32_at(self.bytes, slot.offset).unwrap_or_default() as usize;
+        (slot.text_before.map_or(self.texts_at, |before| end_of(self.packing.slots[before])), end_of(slot))
     }
 
     /// The newest event time, unix milliseconds.
     pub fn updated_at_ms(&self) -> i64 {
-        i64_at(self.bytes, 8).unwrap_or_default()
+        time_at(self.bytes).unwrap_or_default()
     }
 
     /// Does it hold a value of this feature?
@@ -591,26 +617,26 @@ mod tests {
         let packing = Packing::of(&view).expect("a packing");
         let slots: Vec<(&str, usize, String)> = packing.slots(&view).map(|(n, o, f)| (n, o, f.into_owned())).collect();
         let expected = [
-            ("i", 16, "<i8"),
-            ("f", 24, "<f8"),
-            ("s", 32, "(2,)<u4"),
-            ("b", 40, "|u1"),
-            ("c", 41, "<u4"),
-            ("v", 45, "(2,)<f4"),
-            ("t", 53, "<i8"),
-            ("l", 61, "(2,)<u4"),
-            ("z", 69, "<f8"),
+            ("i", 12, "<i8"),
+            ("f", 20, "<f8"),
+            ("s", 28, "<u4"),
+            ("b", 32, "|u1"),
+            ("c", 33, "<u4"),
+            ("v", 37, "(2,)<f4"),
+            ("t", 45, "<i8"),
+            ("l", 53, "<u4"),
+            ("z", 57, "<f8"),
         ];
         assert_eq!(slots, expected.map(|(n, o, f)| (n, o, f.to_owned())));
         let changes = [("i", "-7"), ("s", "hi"), ("c", "z"), ("b", "1")].map(|(n, t)| field(&view, n, t));
         let changes = changes.map(|(feature, field)| (feature, Some(field)));
         let row = rewrite(&view, &packing, b"", &changes);
         // Five slots, one byte of bits, no times, then the text.
-        assert_eq!(row.len(), 45 + 1 + 2);
-        assert_eq!((row[0], row[1], row[2], row[45]), (1, 0, 5, 0b0001_1101));
-        assert_eq!((&row[16..24], &row[24..32]), (&(-7i64).to_le_bytes()[..], &[0; 8][..]));
-        assert_eq!((&row[32..40], &row[46..]), (&[46, 0, 0, 0, 2, 0, 0, 0][..], &b"hi"[..]));
-        assert_eq!((row[40], &row[41..45], row[8]), (1, &2u32.to_le_bytes()[..], 5));
+        assert_eq!(row.len(), 37 + 1 + 2);
+        assert_eq!((row[0], row[1], row[6], row[37]), (1, 5, 5, 0b0001_1101));
+        assert_eq!((&row[12..20], &row[20..28]), (&(-7i64).to_le_bytes()[..], &[0; 8][..]));
+        assert_eq!((&row[28..32], &row[38..]), (&[40, 0, 0, 0][..], &b"hi"[..]));
+        assert_eq!((row[32], &row[33..37]), (1, &2u32.to_le_bytes()[..]));
     }
 
     #[test]
@@ -630,7 +656,7 @@ mod tests {
         let kept = rewrite(&view, &packing, &row, &[(2, None)]);
         assert_eq!(packing.open(&kept).expect("a row").times().of_absent(1), Some(2_500));
         let none = packing.rewrite(&view, packing.open(&kept), None, &TimesChange::Remove, std::iter::empty());
-        assert_eq!((packing.open(&none).expect("a row").times().of_absent(1), none[1]), (None, 0));
+        assert_eq!((packing.open(&none).expect("a row").times().of_absent(1), none[0]), (None, 1));
         assert_eq!(packing.open(&none).expect("a row").updated_at_ms(), 5);
     }
 

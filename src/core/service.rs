@@ -108,7 +108,8 @@ pub struct Service {
 fn kind_of(feature: &Feature) -> String {
     match feature.values.as_slice() {
         [] => feature.ty.to_string(),
-        values => format!("{} VALUES {values:?}", feature.ty),
+        // JSON, so that no two lists of values read alike.
+        values => format!("{} VALUES {}", feature.ty, serde_json::to_string(values).unwrap_or_default()),
     }
 }
 

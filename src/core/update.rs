@@ -58,6 +58,22 @@ impl Update {
         Ok(update)
     }
 
+    /// An update of fields as another version of the view stores them; those that do not fit this one are left out and
+    /// counted. `None` removes.
+    pub fn of_fields(view: &FeatureView, fields: Vec<(usize, Option<Vec<u8>>)>) -> (Self, u64) {
+        let (mut update, mut refused) = (Update::default(), 0);
+        for (feature, field) in fields {
+            match field {
+                None => update.set(feature, None),
+                Some(field) => match view.features()[feature].value_from_text(&view.name, &field) {
+                    Ok(value) => update.set(feature, Some(&value)),
+                    Err(_) => refused += 1,
+                },
+            }
+        }
+        (update, refused)
+    }
+
     /// Reads a JSON object of feature to value; null removes.
     pub fn from_json(view: &FeatureView, text: &[u8]) -> Result<Self> {
         let members = Members::read(view, text)?;

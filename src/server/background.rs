@@ -6,9 +6,10 @@
 use crate::server::api::{api, Context};
 use crate::server::command::guarded;
 use crate::server::config;
+use crate::server::copies::Copy;
 use crate::server::replay::Replay;
 use crate::server::state::STATE;
-use crate::server::{columns, consumer, decoder, drift, drops, replay};
+use crate::server::{columns, consumer, copies, decoder, drift, drops, replay};
 use redis_module::raw;
 use std::collections::VecDeque;
 use std::ffi::c_void;
@@ -27,6 +28,8 @@ pub(crate) struct Background {
     turn: usize,
     /// Replays that are under way, oldest first.
     pub(crate) replays: VecDeque<Replay>,
+    /// Copies that are under way, oldest first.
+    pub(crate) copies: VecDeque<Copy>,
     /// Where the deletion of dropped data stands.
     pub(crate) drop_progress: drops::Progress,
     /// Tests for drift.
@@ -98,6 +101,7 @@ unsafe extern "C" fn on_tick(ctx: *mut raw::RedisModuleCtx, _data: *mut c_void) 
         if context.flags().is_replica() || context.flags().is_loading() {
             // The sweep finds out when this changes.
             replay::abort_all(context);
+            copies::abort_all(context);
             if !context.flags().is_loading() && read_slice(context) == Left::Work {
                 wake(context);
             }
@@ -146,7 +150,7 @@ fn slice(context: Context<'_>) -> Left {
             left = Left::Work;
         }
     }
-    for work in [sweep, replay::slice, drops::slice, drift::slice, columns::slice] {
+    for work in [sweep, replay::slice, copies::slice, drops::slice, drift::slice, columns::slice] {
         if work(context, deadline) == Left::Work {
             left = Left::Work;
         }

@@ -193,6 +193,9 @@ impl Columns {
                 (None, _) => return None,
             }
         }
+        if runs.is_empty() {
+            return None;
+        }
         let others = (!others.is_empty()).then(|| {
             let features: Vec<usize> = others.iter().map(|place| asked.features[*place]).collect();
             let columns = others.iter().map(|place| asked.columns[*place]).collect();
@@ -465,7 +468,8 @@ pub(crate) fn is_own_event(key: usize) -> bool {
 pub(crate) fn key_changed(context: Context<'_>, key: &[u8]) {
     {
         let mut shared = SHARED.borrow_mut(context);
-        if shared.tables == 0 || context.selected_db() != 0 {
+        // Of another database or not: a COPY inside MULTI says the wrong one (9.1), and to forget costs little.
+        if shared.tables == 0 {
             return;
         }
         shared.changes += 1;

@@ -36,6 +36,7 @@ pub(crate) fn figures(context: Context<'_>) -> Vec<Figure> {
         (c"evicted_windows", state.counters.evicted_windows),
         (c"read_ahead_bytes", read_ahead.sum()),
         (c"replays", state.background.replays.len() as u64),
+        (c"copies", state.background.copies.len() as u64),
         (c"dropping", state.registry.drops.len() as u64),
         (c"drift_alerts", versions_of_views.iter().map(|p| p.samples.drift(context).alerts()).sum()),
         (c"drift_alerts_started", state.background.drift.figures.alerts_started),

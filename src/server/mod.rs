@@ -13,6 +13,7 @@ pub(crate) mod columns;
 pub(crate) mod command;
 pub(crate) mod config;
 pub(crate) mod consumer;
+pub(crate) mod copies;
 pub(crate) mod decoder;
 pub(crate) mod drift;
 pub(crate) mod drops;

@@ -219,7 +219,8 @@ impl State {
 
     /// Prepares a view for the hot path after the registry changed. Its log keeps what it knows.
     pub(crate) fn prepare(&mut self, name: &str) {
-        self.generation += 1;
+        // Plans keep what they read: that of dropped views would stay.
+        self.forget_plans();
         self.last_view = None;
         let Ok(view) = self.registry.view(name.as_bytes()) else {
             self.prepared.remove(name);
