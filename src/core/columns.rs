@@ -28,9 +28,14 @@ const SWEEP_MAX: usize = 256;
 /// What an id was not found as.
 pub const ABSENT: u32 = u32::MAX;
 
+/// About what a long id takes beside its bytes.
+const LONG_ID_BYTES: usize = 64;
+
 // A record: its first word, the time, the bits of its own numbers, the id, the numbers.
 const TIME_AT: usize = 1;
 const OWN_AT: usize = 3;
+/// Of a free record: the next free one.
+const NEXT_FREE_AT: usize = 1;
 const ID_LENGTH: u32 = 0xffff;
 /// It was read since the hand passed.
 const WAS_READ: u32 = 1 << 16;
@@ -67,8 +72,16 @@ impl Shard {
         probes.filter(move |entry| *entry as u32 == tag).map(slot_of)
     }
 
+    /// How much more it takes with one entry more.
+    fn growth_bytes(&self) -> usize {
+        match (self.used + 1) * 4 > self.entries.len() * 3 {
+            true => ((self.entries.len() * 2).max(4) - self.entries.len()) * 8,
+            false => 0,
+        }
+    }
+
     fn insert(&mut self, slot: u32, tag: u32) {
-        if (self.used + 1) * 4 > self.entries.len() * 3 {
+        if self.growth_bytes() > 0 {
             let grown = vec![NONE; (self.entries.len() * 2).max(4)];
             let old = std::mem::replace(&mut self.entries, grown);
             old.into_iter().filter(|e| *e != NONE).for_each(|e| self.place(e));
@@ -111,6 +124,15 @@ impl Shard {
     }
 }
 
+/// What an id takes that does not fit into its record.
+fn long_id_bytes(id: &[u8], id_words: usize) -> usize {
+    if id.len() > id_words * 4 {
+        id.len() + LONG_ID_BYTES
+    } else {
+        0
+    }
+}
+
 /// Records of a table that is no more, to be given back a few at a time.
 #[derive(Debug, Default)]
 pub struct Remains(Vec<Block>);
@@ -132,13 +154,16 @@ impl Remains {
 struct Block {
     words: Vec<u32>,
     start: usize,
+    /// The first free record among those that were in use, and how many there are. Each names the next.
+    free: u32,
+    free_count: usize,
 }
 
 impl Block {
     fn new(stride: usize) -> Self {
         let words = vec![0u32; BLOCK_ROWS * stride + LINE_WORDS];
         let beyond = (words.as_ptr() as usize / 4) % LINE_WORDS;
-        Block { words, start: (LINE_WORDS - beyond) % LINE_WORDS }
+        Block { words, start: (LINE_WORDS - beyond) % LINE_WORDS, free: ABSENT, free_count: 0 }
     }
 
     fn bytes(stride: usize) -> usize {
@@ -167,6 +192,9 @@ pub struct Table {
     id_words: usize,
     stride: usize,
     blocks: Vec<Block>,
+    /// Blocks in which records are free.
+    with_free: Vec<u32>,
+    rows: usize,
     shards: Vec<Shard>,
     index_bytes: usize,
     /// Ids that are longer than their record has room for, by record.
@@ -174,7 +202,6 @@ pub struct Table {
     long_id_bytes: usize,
     /// Records in use lie among the first that many.
     slots: u32,
-    free: Vec<u32>,
     /// Where the search for a record that was not read lately goes on.
     hand: u32,
     seed: u64,
@@ -189,12 +216,13 @@ impl Table {
             id_words: 0,
             stride: 0,
             blocks: Vec::new(),
+            with_free: Vec::new(),
+            rows: 0,
             shards: Vec::new(),
             index_bytes: 0,
             long_ids: FxHashMap::default(),
             long_id_bytes: 0,
             slots: 0,
-            free: Vec::new(),
             hand: 0,
             seed,
         }
@@ -202,24 +230,23 @@ impl Table {
 
     /// How many rows it holds.
     pub fn rows(&self) -> usize {
-        self.slots as usize - self.free.len()
+        self.rows
     }
 
     /// How much memory it takes.
     pub fn bytes(&self) -> usize {
-        let blocks = self.blocks.len() * Block::bytes(self.stride);
-        blocks + self.index_bytes + self.long_id_bytes + self.free.capacity() * 4
+        self.blocks.len() * Block::bytes(self.stride) + self.index_bytes + self.long_id_bytes
     }
 
-    /// How much more the next new row may take.
+    /// How much more a new row would take.
     pub fn growth_bytes(&self, id: &[u8]) -> usize {
-        let block = match self.free.is_empty() && self.slots as usize == self.blocks.len() * BLOCK_ROWS {
-            true if self.stride == 0 => Block::bytes(self.stride_for(id)) + SHARDS * size_of::<Shard>(),
-            true => Block::bytes(self.stride),
-            false => 0,
-        };
-        // An index entry, twice when the part doubles.
-        block + 32 + if id.len() > self.id_words * 4 { id.len() + 64 } else { 0 }
+        if self.stride == 0 {
+            let index = SHARDS * size_of::<Shard>() + Shard::default().growth_bytes();
+            return Block::bytes(self.stride_for(id)) + index + long_id_bytes(id, Table::id_words_for(id));
+        }
+        let is_full = self.with_free.is_empty() && self.slots as usize == self.blocks.len() * BLOCK_ROWS;
+        let block = if is_full { Block::bytes(self.stride) } else { 0 };
+        block + self.shards[self.hash(id).0].growth_bytes() + long_id_bytes(id, self.id_words)
     }
 
     /// Gives up all rows.
@@ -390,11 +417,31 @@ impl Table {
         numbers.iter_mut().zip(row.numbers.chunks_exact(4)).for_each(|(word, bytes)| *word = word_of(bytes));
     }
 
+    /// A record for a new row. Without growing, another row makes room: one in the same part of the index where that is
+    /// full.
     fn take_slot(&mut self, id: &[u8], may_grow: bool) -> Option<u32> {
-        if self.free.is_empty() && !may_grow {
-            self.evict();
+        if !may_grow {
+            if self.rows == 0 || long_id_bytes(id, self.id_words) > 0 {
+                return None;
+            }
+            let part = &self.shards[self.hash(id).0];
+            if part.growth_bytes() == 0 {
+                self.evict();
+            } else {
+                let was_read = |slot: &u32| self.record(*slot)[0] & WAS_READ != 0;
+                let crowd = part.entries.iter().filter(|entry| **entry != NONE).map(|entry| slot_of(*entry));
+                self.remove_slot(crowd.min_by_key(was_read)?);
+            }
         }
-        if let Some(slot) = self.free.pop() {
+        if let Some(block) = self.with_free.last().copied() {
+            let slot = self.blocks[block as usize].free;
+            let next = self.record(slot)[NEXT_FREE_AT];
+            let block = &mut self.blocks[block as usize];
+            block.free = next;
+            block.free_count -= 1;
+            if block.free_count == 0 {
+                self.with_free.pop();
+            }
             return Some(slot);
         }
         if !may_grow || self.slots == ABSENT - 1 {
@@ -420,7 +467,7 @@ impl Table {
         record.fill(0);
         record[0] = IS_USED | id.len() as u32;
         if id.len() > id_words * 4 {
-            self.long_id_bytes += id.len() + 64;
+            self.long_id_bytes += long_id_bytes(id, id_words);
             self.long_ids.insert(slot, id.into());
         } else {
             let words = &mut record[OWN_AT + own_words..][..id_words];
@@ -430,6 +477,7 @@ impl Table {
         let before = part.entries.capacity();
         part.insert(slot, tag);
         self.index_bytes += (part.entries.capacity() - before) * 8;
+        self.rows += 1;
     }
 
     /// The id of a record in use.
@@ -479,10 +527,17 @@ impl Table {
         let (shard, tag) = self.hash(&self.id_of(slot));
         self.shards[shard].remove(slot, tag);
         if let Some(long) = self.long_ids.remove(&slot) {
-            self.long_id_bytes -= long.len() + 64;
+            self.long_id_bytes -= long_id_bytes(&long, 0);
         }
-        self.record_mut(slot)[0] = 0;
-        self.free.push(slot);
+        let block = &mut self.blocks[slot as usize / BLOCK_ROWS];
+        let next = std::mem::replace(&mut block.free, slot);
+        block.free_count += 1;
+        if block.free_count == 1 {
+            self.with_free.push(slot / BLOCK_ROWS as u32);
+        }
+        let record = self.record_mut(slot);
+        (record[0], record[NEXT_FREE_AT]) = (0, next);
+        self.rows -= 1;
     }
 
     /// Gives up the last block with its rows. False: there is none.
@@ -494,7 +549,7 @@ impl Table {
                 self.remove_slot(slot);
             }
         }
-        self.free.retain(|slot| *slot < first);
+        self.with_free.retain(|block| (*block as usize) < last);
         self.slots = self.slots.min(first);
         self.hand = 0;
         self.blocks.pop();
@@ -625,7 +680,8 @@ mod tests {
                         put(&mut table, &id(n), i as u32, may_grow);
                         known.insert(n, i as u32);
                         prop_assert!(may_grow || table.blocks.len() * Block::bytes(table.stride) <= before);
-                        prop_assert!(table.bytes() <= before + growth + 8 * 4_096, "grew by more than was said");
+                        prop_assert!(table.bytes() <= before + growth, "grew by more than was said");
+                        prop_assert!(may_grow || table.bytes() <= before);
                     }
                     Step::Remove(n) => {
                         table.remove(&id(n));

@@ -6,7 +6,7 @@
 //! | offset | bytes | what |
 //! |---|---|---|
 //! | 0 | 1 | 1, or 129 for a row with times of its own |
-//! | 1 | 2 | how many slots the row has: those after the last feature that it holds are left out |
+//! | 1 | 2 | how many slots the row has: up to that of the last feature that it holds or has a time of |
 //! | 3 | 3 | fingerprint of the features of these slots |
 //! | 6 | 6 | newest event time, unix milliseconds, signed |
 //! | 12 | | the slots, in the schema's order |
@@ -40,8 +40,10 @@ const TIME_BYTES: usize = 10;
 const UNIX_MS_MAX: u64 = 100_000_000_000_000;
 /// Most that the slots of a view may take: every update writes the row anew.
 pub const SLOTS_BYTES_MAX: usize = 1 << 20;
-/// Most that all texts of a row may take. The server lets a string have twice that.
-const TEXTS_BYTES_MAX: usize = 256 << 20;
+/// Most that all texts of a row may take.
+const TEXTS_BYTES_MAX: usize = 128 << 20;
+/// No row that was written here is longer. With an update's texts it stays below what the server lets a string have.
+const ROW_BYTES_MAX: usize = 256 << 20;
 
 /// Where a feature stands in packed rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -191,7 +193,7 @@ impl Packing {
         // Rows lie anywhere in memory. Where the bits are is known by the header alone; asking for them now lets both
         // come at once instead of one after the other.
         black_box(bytes.get(self.present_at).copied());
-        if bytes.len() < HEADER_BYTES || bytes[0] & !HAS_TIMES != FORMAT {
+        if !(HEADER_BYTES..=ROW_BYTES_MAX).contains(&bytes.len()) || bytes[0] & !HAS_TIMES != FORMAT {
             return None;
         }
         let slots = usize::from(u16_at(bytes, SLOTS_AT)?);
@@ -213,7 +215,7 @@ impl Packing {
         };
         let row = PackedRow { packing: self, bytes, slots, present_at, times, texts_at };
         let is_time = |time: Option<i64>| time.is_some_and(|ms| ms.unsigned_abs() <= UNIX_MS_MAX);
-        let is_of_slot = |time: &[u8]| u16_at(time, 0).is_some_and(|slot| usize::from(slot) < self.slots.len());
+        let is_of_slot = |time: &[u8]| u16_at(time, 0).is_some_and(|slot| usize::from(slot) < slots);
         if !is_time(time_at(bytes)) || !times.chunks_exact(TIME_BYTES).all(|t| is_of_slot(t) && is_time(i64_at(t, 2))) {
             return None;
         }
@@ -243,6 +245,17 @@ impl Packing {
         }
     }
 
+    /// The times of slots in the row that an update makes of another.
+    fn new_times(&self, view: &FeatureView, old: Option<&PackedRow<'_>>, change: &TimesChange<'_>) -> Vec<(u16, i64)> {
+        let exceptions = match (change, old) {
+            (TimesChange::Set(text), _) => RowTimes::read(view, None, Some(text.as_bytes())),
+            (TimesChange::Keep, Some(old)) => old.times(),
+            (TimesChange::Keep, None) | (TimesChange::Remove, _) => return Vec::new(),
+        };
+        let exceptions = exceptions.exceptions().iter();
+        exceptions.filter_map(|(feature, time_ms)| Some((self.slot_of[*feature]? as u16, *time_ms))).collect()
+    }
+
     /// The row that an update makes of another. `fields`: by feature, the stored form as a hash has it; `None` removes.
     pub fn rewrite<'f>(
         &self,
@@ -259,6 +272,8 @@ impl Packing {
         let mut texts: SmallVec<[(usize, &[u8]); 8]> = SmallVec::new();
         if let Some(old) = &old {
             row.extend_from_slice(&old.bytes[HEADER_BYTES..old.present_at]);
+            let absent = self.slots[..old.slots].iter().enumerate().filter(|(place, _)| !old.holds_slot(*place));
+            absent.for_each(|(_, slot)| row[slot.offset..slot.offset + slot.size].fill(0));
             present[..old.slots.div_ceil(8)].copy_from_slice(old.present());
             // Bits after the last slot are none of ours, whoever set them.
             (old.slots..old.slots.next_multiple_of(8)).for_each(|i| present[i / 8] &= !(1 << (i % 8)));
@@ -283,23 +298,19 @@ impl Packing {
                 None => present[place / 8] &= !(1 << (place % 8)),
             }
         }
-        let slots = (0..self.slots.len()).rev().find(|i| present[i / 8] >> (i % 8) & 1 == 1).map_or(0, |last| last + 1);
+        let times = self.new_times(view, old.as_ref(), times);
+        let last_named = times.iter().map(|(slot, _)| usize::from(*slot) + 1).max();
+        let last_present =
+            (0..self.slots.len()).rev().find(|i| present[i / 8] >> (i % 8) & 1 == 1).map(|last| last + 1);
+        let slots = last_named.max(last_present).unwrap_or(0);
         row.truncate(self.slots_end(slots));
         row.extend_from_slice(&present[..slots.div_ceil(8)]);
-        let kept = old.map_or(&[][..], |old| old.times);
-        match times {
-            TimesChange::Keep if kept.is_empty() => {}
-            TimesChange::Keep => {
-                write_times(&mut row, kept.chunks_exact(TIME_BYTES).map(|time| (&time[..2], &time[2..])))
-            }
-            TimesChange::Remove => {}
-            TimesChange::Set(text) => {
-                let read = RowTimes::read(view, None, Some(text.as_bytes()));
-                let exceptions = read.exceptions().iter().filter_map(|(feature, time)| {
-                    Some(((self.slot_of[*feature]? as u16).to_le_bytes(), time.to_le_bytes()))
-                });
-                let exceptions: Vec<_> = exceptions.collect();
-                write_times(&mut row, exceptions.iter().map(|(slot, time)| (&slot[..], &time[..])));
+        if !times.is_empty() {
+            row[0] = HAS_TIMES;
+            row.extend_from_slice(&(times.len() as u16).to_le_bytes());
+            for (slot, time_ms) in &times {
+                row.extend_from_slice(&slot.to_le_bytes());
+                row.extend_from_slice(&time_ms.to_le_bytes());
             }
         }
         texts.sort_unstable_by_key(|(place, _)| *place);
@@ -319,20 +330,6 @@ impl Packing {
         row[TIME_AT..HEADER_BYTES].copy_from_slice(&updated_at_ms.to_le_bytes()[..HEADER_BYTES - TIME_AT]);
         row
     }
-}
-
-/// Appends the times of a row and marks that they are there.
-fn write_times<'t>(row: &mut Vec<u8>, times: impl Iterator<Item = (&'t [u8], &'t [u8])>) {
-    let at = row.len();
-    row.extend_from_slice(&[0, 0]);
-    let mut count = 0u16;
-    for (slot, time) in times {
-        row.extend_from_slice(slot);
-        row.extend_from_slice(time);
-        count += 1;
-    }
-    row[at..at + 2].copy_from_slice(&count.to_le_bytes());
-    row[0] = HAS_TIMES;
 }
 
 fn write_slot(feature: &Feature, value: &Value<'_>, out: &mut [u8]) {
@@ -680,6 +677,17 @@ mod tests {
         for other in others {
             assert!(Packing::of(&view(other)).expect("a packing").open(&row).is_none(), "{other}");
         }
+    }
+
+    #[test]
+    fn removals_alone_are_of_the_features_that_they_name() {
+        let of = |words: &str| view(&format!("ENTITY u STORAGE PACKED SCHEMA {words}"));
+        let (ours, other) = (of("a INT b INT"), of("a INT z FLOAT"));
+        let packing = Packing::of(&ours).expect("a packing");
+        let times = TimesChange::Set(Cow::Borrowed(r#"{"b":1}"#));
+        let row = packing.rewrite(&ours, None, Some(1_000), &times, [(0, Some(&b"1"[..])), (1, None)].into_iter());
+        assert_eq!(packing.open(&row).expect("a row").times().of_absent(1), Some(1_000));
+        assert!(Packing::of(&other).expect("a packing").open(&row).is_none());
     }
 
     #[test]

@@ -299,7 +299,7 @@ impl Columns {
         prepared: &PreparedView,
         name: &ServerString,
         now_ms: i64,
-        mode: Mode,
+        (mode, fields_may_expire): (Mode, bool),
         read: &mut RowRead,
     ) -> Result<bool> {
         let Some(plan) = self.plan_to_fill() else { return Ok(false) };
@@ -312,9 +312,12 @@ impl Columns {
         let mut rows = Rows::new(prepared, &plan.features, Times::IfAged, ReadAt::Clock(now_ms)).opened_for(mode);
         rows.read(context, &words(context), name)?;
         let is_missing = !rows.exists(0);
-        if !is_missing && has_fields_that_expire(context, prepared, &plan.features, name) {
-            self.count_refusal();
-            return Ok(false);
+        if !is_missing && fields_may_expire && prepared.packing.is_none() {
+            // Asking marks the key as used, which a look alone must not do.
+            if mode == Mode::Peek || has_fields_that_expire(context, prepared, &plan.features, name) {
+                self.count_refusal();
+                return Ok(false);
+            }
         }
         let key = Key::open(context, name, mode);
         let (is_gone, mut fresh_until_ms) = (key.is_empty(), last_ms_of(&key));
@@ -431,22 +434,27 @@ fn last_ms_of(key: &Key<'_>) -> i64 {
     key.expires_at_ms().map_or(i64::MAX, |at| at - 1)
 }
 
-/// Fields of a hash that expire one by one (Valkey 9) go without an event when they are read.
+/// Are there hashes whose fields expire one by one (Valkey 9)? Such fields go without an event when they are read.
+fn fields_may_expire(context: Context<'_>) -> bool {
+    let reply = context.call(c"INFO", &[b"keyspace"], Replication::Local);
+    let text = reply.as_element().bytes().map(String::from_utf8_lossy).unwrap_or_default();
+    let of_store = text.lines().find(|line| line.starts_with("db0:")).unwrap_or_default();
+    let count = of_store.split("keys_with_volatile_items=").nth(1).unwrap_or("0");
+    !count.starts_with('0')
+}
+
+/// Is this one of them, as far as it matters to these features?
 fn has_fields_that_expire(
     context: Context<'_>,
     prepared: &PreparedView,
     features: &[usize],
     name: &ServerString,
 ) -> bool {
-    if prepared.packing.is_some() {
-        return false;
-    }
     let count = (features.len() + 2).to_string();
     let mut arguments: Vec<&[u8]> =
         vec![name.bytes(), b"FIELDS", count.as_bytes(), UPDATED_AT.as_bytes(), TIMES.as_bytes()];
     arguments.extend(features.iter().map(|feature| prepared.view.features()[*feature].name.as_bytes()));
     let reply = context.call(c"HPEXPIRETIME", &arguments, Replication::Local);
-    // A server without the command has no such fields.
     let expires = reply.as_element().elements().any(|at| at.integer().is_some_and(|at| at >= 0));
     expires
 }
@@ -587,11 +595,12 @@ pub(crate) fn read(
     }
     let mut reader = None;
     let mut read = RowRead::default();
+    let mode = (Mode::Read, !missed.is_empty() && fields_may_expire(context));
     let mut name_of = KeyNames::new(prepared);
     for row in &missed {
         let name = name_of.of(ids[*row]);
         let out = &mut out[row * row_bytes..(row + 1) * row_bytes];
-        if prepared.columns.fill(context, prepared, &name, now_ms, Mode::Read, &mut read)? {
+        if prepared.columns.fill(context, prepared, &name, now_ms, mode, &mut read)? {
             let RowRead { numbers, own: bits } = &read;
             for (from, to, count) in &from_cache.runs {
                 out[to * 4..(to + count) * 4].copy_from_slice(&numbers[from * 4..(from + count) * 4]);
@@ -686,6 +695,7 @@ fn warm_some(context: Context<'_>) {
     let next = parts.next().and_then(|c| c.bytes()).unwrap_or(b"0").to_vec();
     let mut read = RowRead::default();
     let (now_ms, limit) = (context.now_ms(), limit());
+    let mode = (Mode::Peek, fields_may_expire(context));
     let mut is_full = false;
     for key in parts.next().iter().flat_map(|keys| keys.elements()).filter_map(|key| key.bytes()) {
         let Ok(row) = RowKey::parse(key) else { continue };
@@ -702,7 +712,7 @@ fn warm_some(context: Context<'_>) {
         }
         let name = ServerString::new(key);
         // A key that is no row is told to who reads it.
-        let _ = prepared.columns.fill(context, &prepared, &name, now_ms, Mode::Peek, &mut read);
+        let _ = prepared.columns.fill(context, &prepared, &name, now_ms, mode, &mut read);
     }
     let mut shared = SHARED.borrow_mut(context);
     shared.warming = (next != b"0" && !is_full).then_some(next);
