@@ -85,6 +85,8 @@ def fresh_server():
 def empty(server: Server) -> None:
     """Removes keys, services and views; FLUSHALL alone keeps definitions, as it keeps functions."""
     with server.client() as client:
+        for service in client.execute_command("FS.SERVICE LIST"):
+            client.execute_command("FS.SERVICE DEL", service)
         for view in names(client.execute_command("FS.VIEWS")):
             client.execute_command("FS.DROP", view)
         client.flushall()

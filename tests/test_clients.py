@@ -108,6 +108,66 @@ def test_python_clients_read_tensors_with_numpy(tried, furnished):
     assert np.array_equal(tensor, expected, equal_nan=True)
 
 
+def test_python_clients_set_and_read_services(tried, furnished):
+    publish_one_of_each(tried)
+    reading = "FEATURES 4 profile:age profile:ok profile:score profile:emb"
+    for format_ in ("MAP", "ARRAY", "JSON", "TENSOR"):
+        for name, options in ((format_.lower(), ""), (f"{format_.lower()}_status", "WITHSTATUS")):
+            words = f"FORMAT {format_} {options} {reading}".split()
+            assert tried.execute_command("FS.SERVICE SET", name, *words) == b"OK"
+            assert tried.execute_command("FS.SERVICE", "SET", name, *words) == b"OK"
+    assert tried.execute_command("FS.SERVICE LIST") == sorted(
+        f"{format_}{status}".encode()
+        for format_ in ("map", "array", "json", "tensor")
+        for status in ("", "_status")
+    )
+    told = as_map(tried, tried.execute_command("FS.SERVICE GET", "tensor_status"))
+    columns = ["profile:age", "profile:ok", "profile:score", *[f"profile:emb[{i}]" for i in range(3)]]
+    assert [column.decode() for column in told[b"columns"]] == columns
+    assert bool(told[b"withstatus"]) and isinstance(told[b"withstatus"], bool if tried.protocol == 3 else int)
+
+    names = [name.encode() for name in ("profile:age", "profile:ok", "profile:score", "profile:emb")]
+    # Values come as in the other readings, where the tests above look at each.
+    rows = tried.execute_command("FS.MGET", "age,ok,score,emb", ROW, OTHER)
+    assert (rows[0][0], float(rows[0][2]), rows[1]) == (42, 0.1, [7, None, None, None])
+
+    def served(name: str):
+        return tried.execute_command("FS.SERVE", name, "u1", "u2")
+
+    assert served("array") == rows
+    assert [list(as_map(tried, row).items()) for row in served("map")] == [
+        list(zip(names, row, strict=True)) for row in rows
+    ]
+    statuses = [[b"PRESENT"] * 4, [b"DEFAULT", *[b"NOT_FOUND"] * 3]]
+    ages = tried.execute_command("FS.SERVE", "array_status", "u1")[0]
+    assert all(type(age) is int and age >= 0 for _, _, age in ages)
+    for reply in (
+        served("array_status"),
+        [list(as_map(tried, row).values()) for row in served("map_status")],
+    ):
+        assert [[value for value, _, _ in row] for row in reply] == rows
+        assert [[status for _, status, _ in row] for row in reply] == statuses
+    plain = [[42, True, 0.1, [0.1, -2, 3e7]], [7, None, None, None]]
+    assert [list(row.items()) for row in json.loads(served("json"))] == [
+        list(zip((name.decode() for name in names), row, strict=True)) for row in plain
+    ]
+
+    # As the reference says it: no copy, no parsing.
+    reply = served("tensor_status")
+    matrix = np.frombuffer(reply[1], "<f4").reshape(reply[0])
+    assert not matrix.flags.owndata
+    nan = np.nan
+    expected = np.array([[42, 1, 0.1, *VECTOR], [7, nan, nan, nan, nan, nan]], "<f4")
+    assert np.array_equal(matrix, expected, equal_nan=True)
+    n, k = reply[0]
+    present = np.unpackbits(np.frombuffer(reply[2], "u1"), bitorder="little", count=n * k).reshape(n, k)
+    assert present.tolist() == [[1] * 6, [0] * 6]
+    assert served("tensor") == reply[:2]
+    with pytest.raises(tried.library.ResponseError, match="NOSERVICE "):
+        served("nothing")
+    assert tried.execute_command("FS.SERVICE DEL", "map") == b"OK"
+
+
 def test_python_clients_write_to_the_stream(tried, furnished):
     tried.xadd(LOG, {"entity_id": "u2", "features": json.dumps({"age": 5, "emb": [1, 2, 3]})})
     await_until(lambda: furnished.exists(OTHER), what="the entry to be consumed")

@@ -28,7 +28,7 @@ TIME_MS = 1_700_000_000_000
 
 # A valid call of each command, more than one where a command has more than one form.
 CALLS = [
-    "FS.REGISTER fresh VERSION 3 ENTITY user TTL 7d LOG ON MAXLEN 50 CONSUMER OFF EXTRA IGNORE STORAGE HASH "
+    "FS.REGISTER fresh VERSION 3 ENTITY user TTL 7d LOG ON MAXLEN 50 CONSUMER OFF EXTRA IGNORE STORAGE PACKED "
     "DESCRIPTION text SCHEMA age INT DEFAULT 1 TTL 1d MIN 0 MAX 9 DESCRIPTION text plan STRING VALUES 2 a b "
     "emb VECTOR 2 DEFAULT 0.5,1 raw LIST INPUT",
     'FS.REGISTER fresh JSON {"entity":"user","ttl":"7d","schema":{"age":{"type":"INT","default":1}}}',
@@ -45,10 +45,20 @@ CALLS = [
     f"FS.MGET age,emb {ROW} {OTHER_ROW}",
     f"FS.TENSOR age,emb {ROW} {OTHER_ROW}",
     "FS.SCAN profile 0 VERSION 2 COUNT 100",
+    "FS.SERVICE SET fresh CONTEXT user CANDIDATE item PAIR user_item FORMAT TENSOR WITHSTATUS "
+    "FEATURES 4 profile@1:age goods:price both:clicks profile:emb",
+    "FS.SERVICE SET serving FEATURES 2 profile:name profile:age",
+    "FS.SERVICE GET ranking",
+    "FS.SERVICE DEL ranking",
+    "FS.SERVICE LIST",
+    "FS.SERVICE HELP",
+    "FS.SERVE serving u1 u2",
+    "FS.RANK ranking u1 i1 i2",
     f"FS.EXPLAIN {ROW}",
     "FS.CONSUMER STOP profile",
     "FS.CONSUME profile COUNT 10",
     "FS.REPLAY profile FROM 0-0 VERSION 2",
+    "FS.COPY profile FROM 1 TO 2",
     "FS.TRIM profile MAXLEN 1",
     "FS.BASELINE profile VERSION 2 score SAMPLES 3 0.5 1 2 MISSING 0.1",
     "FS.BASELINE profile age STATS mean 40 stddev 10 min 0 max 99",
@@ -134,8 +144,27 @@ def packed(words: list[bytes]) -> bytes:
     return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in words)
 
 
+# What FS.SERVICE SET is given for the services of a furnished store.
+SERVICES = {
+    "serving": "WITHSTATUS FEATURES 4 profile:age profile@1:name profile:tags profile:emb",
+    "ranking": "CONTEXT user CANDIDATE item PAIR user_item FORMAT JSON FEATURES 3 profile:age goods:price both:clicks",
+}
+VIEWS = {
+    "goods": "ENTITY item SCHEMA price FLOAT",
+    "both": "ENTITY user_item STORAGE PACKED SCHEMA clicks INT DEFAULT 0",
+}
+
+
+def name_of(line: str) -> str:
+    """The command of a call: a subcommand has two words."""
+    words = line.split(" ")
+    return " ".join(words[: 1 + (words[0] == "FS.SERVICE")])
+
+
 def furnish(wire: Wire) -> None:
-    """Two versions of a view with three rows and a log; the same each time."""
+    """Two versions of a view with three rows and a log, and services that read them; the same each time."""
+    for service in wire.call("FS.SERVICE", "LIST"):
+        assert wire.call("FS.SERVICE", "DEL", service) == b"OK"
     for view in wire.call("FS.VIEWS"):
         assert wire.call("FS.DROP", view[0]) == b"OK"
     await_until(lambda: wire_map(wire.call("FS.INFO"))[b"dropping"] == 0, what="the end of FS.DROP DATA")
@@ -143,6 +172,10 @@ def furnish(wire: Wire) -> None:
     for version in (1, 2):
         words = f"FS.REGISTER profile VERSION {version} ENTITY user SCHEMA {SCHEMA}".split()
         assert wire.call(*words) == b"OK"
+    for view, words in VIEWS.items():
+        assert wire.call("FS.REGISTER", view, *words.split()) == b"OK"
+    for service, words in SERVICES.items():
+        assert wire.call("FS.SERVICE", "SET", service, *words.split()) == b"OK"
     for row in (ROW, OTHER_ROW, OLD_ROW):
         logged = wire.call("FS.PUBLISH", row, "AT", TIME_MS - 1000, "age", 7, "name", "x", "emb", "0.5,1")
         assert not isinstance(logged, Refusal), logged
@@ -154,7 +187,7 @@ def wire_map(reply: list) -> dict:
 
 
 def state(wire: Wire) -> tuple:
-    """All keys and all definitions."""
+    """All keys, all definitions and all services."""
     views = wire.call("FS.VIEWS")
     definitions = [
         wire.call("FS.DESCRIBE", view, "VERSION", version, "JSON")
@@ -167,7 +200,8 @@ def state(wire: Wire) -> tuple:
         for version in versions
     ]
     stopped = [wire_map(wire.call("FS.INFO", view))[b"consumer"] == b"stopped" for view, *_ in views]
-    return wire.call("DEBUG", "DIGEST"), definitions, baselines, stopped
+    services = [wire.call("FS.SERVICE", "GET", service) for service in wire.call("FS.SERVICE", "LIST")]
+    return wire.call("DEBUG", "DIGEST"), definitions, baselines, stopped, services
 
 
 def refused_properly(reply) -> bool:
@@ -202,12 +236,14 @@ def check_odd_calls(wire: Wire, calls: dict[str, list[bytes]]) -> None:
 
 def call_id(line: str) -> str:
     words = line.split(" ")
-    return "-".join([words[0], *(["JSON"] if "JSON" in words else [])])
+    return "-".join([*name_of(line).split(), *(["JSON"] if "JSON" in words else [])])
 
 
 def test_every_command_has_a_valid_call_here(wire):
     listed = {name.upper().decode() for name in wire.call("COMMAND", "LIST", "FILTERBY", "MODULE", "fs")}
-    assert {line.split()[0] for line in CALLS} == listed
+    # A container of subcommands is no command of its own.
+    containers = {name.split("|")[0] for name in listed if "|" in name}
+    assert {name_of(line) for line in CALLS} == {name.replace("|", " ") for name in listed - containers}
     for line in CALLS:
         furnish(wire)
         reply = wire.call(*line.split(" "))
@@ -287,7 +323,9 @@ def test_rows_and_log_entries_that_others_left_in_disorder_are_answered(wire):
                 "HSET", ROW, "age", "x", "emb", "1", "tags", deep, "_times", times, "_updated_at", updated_at
             )
             for line in CALLS:
-                if line.startswith(("FS.GET", "FS.MGET", "FS.TENSOR", "FS.EXPLAIN", "FS.PUBLISH")):
+                if line.startswith(
+                    ("FS.GET", "FS.MGET", "FS.TENSOR", "FS.EXPLAIN", "FS.PUBLISH", "FS.SERVE ", "FS.RANK")
+                ):
                     reply = wire.call(*line.split(" "))
                     assert not refused_properly(reply), (line, times[:20], updated_at[:20], reply)
     for field in (b"entity_id", b"features", b"timestamp", b"feature_view", b"event_id", b"applied", b"\0"):
@@ -357,10 +395,13 @@ RESTORING = [
         ["FS.REGISTER", "profile", "VERSION", version, "ENTITY", "user", "SCHEMA", *SCHEMA.split()]
         for version in "12"
     ),
+    *(["FS.REGISTER", view, *words.split()] for view, words in VIEWS.items()),
+    *(["FS.SERVICE", "SET", service, *words.split()] for service, words in SERVICES.items()),
     ["FS.CONSUMER", "START", "profile"],
     ["DEL", OTHER_ROW, "fs:dlq:profile"],
     ["FS.PUBLISH", ROW, "age", "7", "name", "x", "emb", "0.5,1"],
     ["XADD", "fs:stream:profile", "*", "entity_id", "u2", "features", '{"age":8}'],
+    ["FS.PUBLISH", "fs:v1:both:u1:i1", "clicks", "3"],
 ]
 # Writers that know nothing of the store.
 NATIVES = [
@@ -378,13 +419,17 @@ NATIVES = [
     "XGROUP SETID fs:stream:profile fs 0",
     "RENAME fs:v2:profile:u2 fs:v2:profile:u1",
     "PERSIST fs:v2:profile:u1",
+    "SETRANGE fs:v1:both:u1:i1 12",
+    "APPEND fs:v1:both:u1:i1 x",
+    "RENAME fs:v1:both:u1:i1 fs:v2:profile:u1",
+    "COPY fs:v2:profile:u1 fs:v1:both:u1:i1 REPLACE",
 ]
 
 
 def random_calls(seed: int, count: int) -> list[list[bytes]]:
     """Random calls from the words of all commands, with writers of the same keys between them."""
     draw = random.Random(seed)
-    names = sorted({line.split()[0].encode() for line in CALLS})
+    names = sorted({tuple(name_of(line).encode().split()) for line in CALLS})
     restoring = [[word.encode() for word in call] for call in RESTORING]
     natives = [line.encode().split() for line in NATIVES]
     words = sorted({word.encode() for line in CALLS for word in line.split() if not word.startswith("FS.")})
@@ -393,7 +438,7 @@ def random_calls(seed: int, count: int) -> list[list[bytes]]:
     words += [b"%d" % (TIME_MS + draw.randrange(10**9)) for _ in range(5)]
 
     def anything() -> list[bytes]:
-        return [draw.choice(names), *draw.choices(words, k=draw.randrange(9))]
+        return [*draw.choice(names), *draw.choices(words, k=draw.randrange(9))]
 
     def nearly_valid() -> list[bytes]:
         # A valid call with a few words exchanged, doubled or taken out comes further into the commands.
@@ -418,10 +463,10 @@ def test_ten_thousand_random_calls_are_answered_and_leave_a_sound_store(wire, se
     taken = set()
     for i in range(0, len(calls), 100):
         batch = calls[i : i + 100]
-        for (name, *_), reply in zip(batch, wire.calls(batch), strict=True):
-            if name.startswith(b"FS.") and not refused_properly(reply):
-                taken.add(name.decode())
-    commands = {line.split()[0] for line in CALLS}
+        for call, reply in zip(batch, wire.calls(batch), strict=True):
+            if call[0].startswith(b"FS.") and not refused_properly(reply):
+                taken.add(name_of(b" ".join(call[:2]).decode(errors="replace")))
+    commands = {name_of(line) for line in CALLS}
     assert commands - taken == {"FS.EFFECT"}, "of these commands no call came through, so nothing was tried"
     assert wire_map(wire.call("FS.INFO"))[b"panics"] == 0
 
@@ -430,9 +475,17 @@ def test_ten_thousand_random_calls_are_answered_and_leave_a_sound_store(wire, se
         for version in versions:
             document = wire.call("FS.DESCRIBE", view, "VERSION", version, "JSON")
             assert wire.call("FS.REGISTER", view, "JSON", document) == b"OK", document
+            storage = wire_map(wire.call("FS.DESCRIBE", view, "VERSION", version))[b"storage"]
+            type_of_rows = {b"hash": b"hash", b"packed": b"string"}[storage]
             for row in wire.call("KEYS", b"fs:v%d:%s:*" % (version, view)):
-                if wire.call("TYPE", row) == b"hash":
+                if wire.call("TYPE", row) == type_of_rows:
                     assert not refused_properly(wire.call("FS.EXPLAIN", row))
+    for service in wire.call("FS.SERVICE", "LIST"):
+        told = wire_map(wire.call("FS.SERVICE", "GET", service))
+        read = ("FS.RANK", service, "u1", "u2") if told[b"context"] else ("FS.SERVE", service, "u1")
+        reply = wire.call(*read)
+        assert refused_properly(reply) or told[b"problem"] is None, (told, reply)
+        assert told[b"problem"] is None or str(reply).encode() == told[b"problem"], (told, reply)
     await_until(lambda: wire_map(wire.call("FS.INFO"))[b"dropping"] == 0, what="the end of FS.DROP DATA")
     await_until(lambda: wire_map(wire.call("FS.INFO"))[b"lag_entries"] == 0, what="the logs to be consumed")
     before = state(wire)
@@ -458,6 +511,14 @@ def test_every_documented_code_names_what_it_refuses(wire):
         (f"FS.TENSOR tags {ROW}", "SCHEMA", ["profile", "'tags'", "LIST"]),
         (f"FS.PUBLISH {ROW} AT {future_ms} age 1", "FUTURE", ["profile", str(future_ms)]),
         ("FS.GET fs:v2:profile:string", "WRONGTYPE", ["fs:v2:profile:string"]),
+        ("FS.SERVE serving u1 string", "WRONGTYPE", ["fs:v2:profile:string"]),
+        ("FS.SERVE nobody u1", "NOSERVICE", ["nobody"]),
+        ("FS.RANK nobody u1 i1", "NOSERVICE", ["nobody"]),
+        ("FS.SERVICE GET nobody", "NOSERVICE", ["nobody"]),
+        ("FS.SERVICE DEL nobody", "NOSERVICE", ["nobody"]),
+        ("FS.SERVICE SET s FEATURES 1 nobody:age", "NOVIEW", ["nobody"]),
+        ("FS.SERVICE SET s FEATURES 1 profile:nothing", "NOFEATURE", ["profile", "nothing"]),
+        ("FS.SERVICE SET s FORMAT TENSOR FEATURES 1 profile:tags", "SCHEMA", ["'s'", "profile", "'tags'"]),
         (f"FS.EFFECT {ROW} x", "NOPERM", []),
         (f"FS.PUBLISH {ROW} AT 1700000000 age 1", "ERR", ["1700000000", "looks like seconds"]),
         (f"FS.PUBLISH {ROW} name x age", "ERR", ["profile", "'age'"]),
@@ -487,10 +548,11 @@ def test_writers_are_refused_beyond_the_memory_limit(fresh_server):
         before = state(wire)
         wire.call("CONFIG", "SET", "maxmemory", "1mb", "maxmemory-policy", "noeviction")
         for line in CALLS:
-            if line.startswith(("FS.PUBLISH", "FS.MPUBLISH", "FS.REGISTER", "FS.ALTER")):
+            if line.startswith(("FS.PUBLISH", "FS.MPUBLISH", "FS.REGISTER", "FS.ALTER", "FS.SERVICE SET")):
                 reply = wire.call(*line.split(" "))
                 assert re.match("OOM ", str(reply)), (line, reply)
-            if line.startswith(("FS.GET", "FS.MGET", "FS.TENSOR", "FS.EXPLAIN", "FS.SCAN", "FS.DESCRIBE")):
+            reading = ("FS.GET", "FS.MGET", "FS.TENSOR", "FS.EXPLAIN", "FS.SCAN", "FS.DESCRIBE", "FS.SERVE ")
+            if line.startswith((*reading, "FS.RANK", "FS.SERVICE GET", "FS.SERVICE LIST")):
                 assert not refused_properly(wire.call(*line.split(" "))), line
         assert state(wire) == before
 

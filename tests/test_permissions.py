@@ -1,7 +1,12 @@
 """Permissions: every key that a command touches is checked before anything happens, as for native commands."""
 
+import random
+from collections import Counter
+
 import pytest
 import valkey
+from profile_view import module_figures
+from service_rules import check_service, some_ids, some_rules
 
 from server import await_until
 
@@ -16,6 +21,20 @@ NEEDED = [
     (["FS.EXPLAIN", ROW], [f"%R~{ROW}"]),
     (["FS.MGET", "*", ROW, OTHER], [f"%R~{ROW}", f"%R~{OTHER}"]),
     (["FS.TENSOR", "*", ROW, OTHER], [f"%R~{ROW}", f"%R~{OTHER}"]),
+    (
+        ["FS.SERVE", "serving", "u1", "u2"],
+        [f"%R~{ROW}", f"%R~{OTHER}", "%R~fs:v1:account:u1", "%R~fs:v1:account:u2"],
+    ),
+    (
+        ["FS.RANK", "ranking", "u1", "i1", "i2", "i1"],
+        [
+            f"%R~{ROW}",
+            "%R~fs:v1:goods:i1",
+            "%R~fs:v1:goods:i2",
+            "%R~fs:v1:clicks:u1:i1",
+            "%R~fs:v1:clicks:u1:i2",
+        ],
+    ),
     (["FS.PUBLISH", ROW, "age", "9"], [f"%W~{ROW}", f"%W~{LOG}"]),
     (["FS.PUBLISH", ROW, "EVENT", "e", "JSON", '{"age":9}'], [f"%W~{ROW}", f"%W~{LOG}"]),
     (["FS.PUBLISH", ROW, "NOLOG", "age", "9"], [f"%W~{ROW}"]),
@@ -26,6 +45,7 @@ NEEDED = [
     (["FS.CONSUME", "profile"], [f"~{LOG}"]),
     (["FS.TRIM", "profile", "MAXLEN", "0"], [f"~{LOG}"]),
     (["FS.REPLAY", "profile", "FROM", "0"], [f"%R~{LOG}", f"~{ALL_ROWS}"]),
+    (["FS.COPY", "silent", "FROM", "1", "TO", "2"], ["~fs:v1:silent:*", "~fs:v2:silent:*"]),
     (["FS.DROP", "profile", "DATA"], [f"~{ALL_ROWS}", f"~{LOG}", f"~{LETTERS}"]),
 ]
 KEYLESS = [
@@ -37,6 +57,12 @@ KEYLESS = [
     "FS.SCAN profile 0",
     "FS.INFO",
     "FS.HELP",
+    "FS.SERVICE SET more FEATURES 1 profile:age",
+    "FS.SERVICE SET serving FEATURES 1 profile:age",
+    "FS.SERVICE GET ranking",
+    "FS.SERVICE LIST",
+    "FS.SERVICE HELP",
+    "FS.SERVICE DEL serving",
     "FS.DROP profile",
 ]
 
@@ -58,12 +84,23 @@ def fs(client, line: str):
 
 
 def furnish(client) -> None:
+    for service in fs(client, "FS.SERVICE LIST"):
+        client.execute_command("FS.SERVICE DEL", service)
     for view in client.execute_command("FS.VIEWS"):
         client.execute_command("FS.DROP", view[0])
     await_until(lambda: dict_of(fs(client, "FS.INFO"))[b"dropping"] == 0, what="the end of FS.DROP DATA")
     client.flushall()
     for view, options in [("profile", ""), ("account", ""), ("silent", "LOG OFF")]:
         fs(client, f"FS.REGISTER {view} ENTITY user {options} SCHEMA age INT")
+    fs(client, "FS.REGISTER silent VERSION 2 ENTITY user LOG OFF SCHEMA age INT")
+    fs(client, "FS.REGISTER goods ENTITY item SCHEMA price FLOAT")
+    fs(client, "FS.REGISTER clicks ENTITY user_item SCHEMA count INT")
+    fs(client, "FS.SERVICE SET serving FEATURES 2 profile:age account:age")
+    ranking = "CONTEXT user CANDIDATE item PAIR user_item FORMAT TENSOR"
+    fs(
+        client,
+        f"FS.SERVICE SET ranking {ranking} FEATURES 3 goods:price profile:age clicks:count",
+    )
     for key in (ROW, OTHER, "fs:v1:account:u1"):
         fs(client, f"FS.PUBLISH {key} age 1")
     client.xadd(LOG, {"entity_id": "u1", "features": "x"})
@@ -84,6 +121,9 @@ def user(server, *rules: str):
 def state(admin) -> tuple:
     views = fs(admin, "FS.VIEWS")
     definitions = [admin.execute_command("FS.DESCRIBE", view, "JSON") for view, *_ in views]
+    definitions += [
+        admin.execute_command("FS.SERVICE GET", service) for service in fs(admin, "FS.SERVICE LIST")
+    ]
     return admin.execute_command("DEBUG", "DIGEST"), definitions
 
 
@@ -201,6 +241,106 @@ def test_whoever_may_add_to_the_stream_may_write_all_rows(server, admin):
     await_until(lambda: admin.hget("fs:v1:profile:u7", "age") == b"7", what="the entry to be consumed")
 
 
+# Services, whose rows are no arguments: HGETALL of each is the oracle
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_service_is_served_exactly_to_those_who_may_read_each_of_its_rows(server, admin, seed):
+    draw, seen = random.Random(seed), Counter()
+    for _ in range(120):
+        rules = some_rules(draw)
+        client = user(server, *rules)
+        for _ in range(4):
+            first, *ids = some_ids(draw)
+            call = ["FS.SERVE", "serving", *ids]
+            keys = [b"fs:v1:%s:%s" % (view, id_) for view in (b"profile", b"account") for id_ in ids]
+            if draw.random() < 0.5 and b":" not in first:
+                call = ["FS.RANK", "ranking", first, *ids]
+                keys = [b"fs:v1:profile:" + first]
+                keys += [
+                    key
+                    for id_ in ids
+                    for key in (b"fs:v1:goods:" + id_, b"fs:v1:clicks:%s:%s" % (first, id_))
+                ]
+            seen[call[0], check_service(admin, client, call, keys, rules)] += 1
+        client.close()
+    assert min(seen[call, is_open] for call in ("FS.SERVE", "FS.RANK") for is_open in (True, False)) > 10, (
+        seen
+    )
+
+
+@pytest.mark.parametrize("pattern", ["fs:v1:profile[:*", "fs:v1:profile[^x-z*", "fs:v1:profile[*:*", "*[:*"])
+def test_a_bracket_that_is_never_closed_opens_no_rows(server, admin, pattern):
+    fs(admin, "FS.SERVICE SET serving FEATURES 1 profile:age")
+    for id_ in (b"u1", b":", b"*", b"none"):
+        client = user(server, f"%R~{pattern}")
+        check_service(admin, client, ["FS.SERVE", "serving", id_], [b"fs:v1:profile:" + id_], [pattern])
+
+
+def test_one_row_that_is_closed_refuses_all_of_a_call(server, admin):
+    rules = [f"%R~{ROW}", "%R~fs:v1:clicks:*", *(f"%R~fs:v1:goods:i{i}" for i in range(1_000) if i != 777)]
+    client = user(server, *rules)
+    candidates = [f"i{i}" for i in range(1_000)]
+    fs(client, "FS.RANK ranking u1 i776 i778")
+    served = module_figures(admin)["rows_served"]
+    admin.acl_log_reset()
+    with pytest.raises(valkey.exceptions.NoPermissionError, match="'fs:v1:goods:i777'"):
+        client.execute_command("FS.RANK", "ranking", "u1", *candidates)
+    (entry,) = map(dict_of, admin.execute_command("ACL", "LOG"))
+    assert (entry[b"object"], entry[b"context"]) == (b"fs:v1:goods:i777", b"module")
+    assert module_figures(admin)["rows_served"] == served
+    admin.execute_command("ACL", "SETUSER", "eve", "%R~fs:v1:goods:i777")
+    (n, k), blob = client.execute_command("FS.RANK", "ranking", "u1", *candidates)
+    assert (n, k, len(blob)) == (1_000, 3, 12_000)
+
+
+def test_rights_to_services_are_those_of_their_subcommands(server, admin):
+    setting = "FS.SERVICE SET more FEATURES 1 profile:age"
+    lines = [
+        setting,
+        "FS.SERVICE GET serving",
+        "FS.SERVICE LIST",
+        "FS.SERVE serving u1",
+        "FS.SERVICE DEL serving",
+    ]
+    for rules, allowed in [
+        ("+fs.service|get", lines[1:2]),
+        ("+fs.service|set", lines[:1]),
+        ("+@read", lines[1:4]),
+        ("+@fs -@dangerous", lines[1:4]),
+        ("+@all -@admin", lines[1:4]),
+        ("+fs.serve", lines[3:4]),
+        ("+fs.service", [*lines[:3], lines[4]]),
+        ("+@all -fs.service", lines[3:4]),
+        ("+@all", lines),
+    ]:
+        for line in lines:
+            furnish(admin)
+            client = user(server, "~*", "-@all", *rules.split())
+            if line in allowed:
+                fs(client, line)
+            else:
+                with pytest.raises(valkey.exceptions.NoPermissionError):
+                    fs(client, line)
+
+
+def test_replicas_check_and_serve(fresh_server):
+    primary = fresh_server()
+    furnish(primary.client())
+    replica = primary.replica()
+    admin = replica.client()
+    for rules, is_open in (
+        (["%R~fs:v1:*"], True),
+        ([f"%R~{ROW}", "%R~fs:v1:account:*"], False),
+        (["%W~*"], False),
+    ):
+        client = user(replica, *rules)
+        keys = [f"fs:v1:{view}:{id_}".encode() for view in ("profile", "account") for id_ in ("u1", "u2")]
+        assert check_service(admin, client, ["FS.SERVE", "serving", "u1", "u2"], keys, rules) is is_open
+    with pytest.raises(valkey.ReadOnlyError):
+        fs(admin, "FS.SERVICE DEL serving")
+
+
 # Transactions, scripts, and users that change
 
 
@@ -211,8 +351,12 @@ def test_permissions_hold_inside_transactions(server, admin):
         # The server knows of the row's key alone and queues it; the stream's key is found out in EXEC.
         transaction.execute_command("FS.PUBLISH", ROW, "age", 9)
         transaction.execute_command("FS.GET", ROW)
-        refusal, row = transaction.execute(raise_on_error=False)
-    assert isinstance(refusal, valkey.exceptions.NoPermissionError)
+        # Of these it knows no key at all.
+        transaction.execute_command("FS.SERVE", "serving", "u1")
+        transaction.execute_command("FS.RANK", "ranking", "u1", "i1")
+        refusal, row, *refusals = transaction.execute(raise_on_error=False)
+    for refused in (refusal, *refusals):
+        assert isinstance(refused, valkey.exceptions.NoPermissionError)
     assert row == [b"age", 1]
     with client.pipeline() as transaction:
         transaction.execute_command("FS.PUBLISH", ROW, "NOLOG", "age", 9)
@@ -227,6 +371,8 @@ def test_permissions_hold_inside_scripts(server, admin):
     before = state(admin)
     calls = [
         ["FS.GET", OTHER],
+        ["FS.SERVE", "serving", "u1"],
+        ["FS.RANK", "ranking", "u1", "i1"],
         ["FS.PUBLISH", OTHER, "NOLOG", "age", "9"],
         ["FS.PUBLISH", ROW, "age", "9"],
         ["FS.MPUBLISH", ROW, '{"age":9}'],
@@ -296,7 +442,13 @@ def test_a_user_that_deletes_itself_keeps_nothing(server, admin):
     finally:
         admin.execute_command("ACL", "SETUSER", "default", "allkeys")
     assert fs(admin, f"FS.GET {ROW}") == [b"age", 1]
-    assert [view for view, *_ in fs(admin, "FS.VIEWS")] == [b"account", b"profile", b"silent"]
+    assert [view for view, *_ in fs(admin, "FS.VIEWS")] == [
+        b"account",
+        b"clicks",
+        b"goods",
+        b"profile",
+        b"silent",
+    ]
 
 
 def test_effects_are_refused_from_every_client(server, admin):
@@ -329,13 +481,16 @@ def test_effects_are_refused_from_clients_of_a_replica(fresh_server):
 
 
 def commands(names: str) -> set[str]:
+    """Commands by the server's own names, a subcommand's with a bar in it."""
     return {f"FS.{name}" for name in names.split()}
 
 
-ADMIN = commands("REGISTER ALTER DROP CONSUMER CONSUME REPLAY TRIM EFFECT")
-READING = commands("GET MGET TENSOR SCAN EXPLAIN DESCRIBE VIEWS INFO")
+ADMIN = commands("REGISTER ALTER DROP CONSUMER CONSUME REPLAY COPY TRIM EFFECT BASELINE SERVICE|SET SERVICE|DEL")
+READING = commands(
+    "GET MGET TENSOR SCAN EXPLAIN DESCRIBE VIEWS INFO DRIFT SERVE RANK SERVICE|GET SERVICE|LIST"
+)
 WRITING = commands("PUBLISH MPUBLISH DEL")
-HELP = commands("HELP")
+HELP = commands("HELP SERVICE|HELP")
 
 
 ALL = ADMIN | READING | WRITING | HELP
@@ -347,14 +502,17 @@ def allowed(admin, rules: str) -> set[str]:
     admin.execute_command("ACL", "SETUSER", "eve", "reset", "on", "nopass", "~*", *rules.split())
     commands = set()
     for command in ALL:
+        own = command.split("|")
         arity = admin.execute_command("COMMAND", "INFO", command)[command]["arity"]
-        arguments = words.get(command, [ROW] * (abs(arity) - 1))
-        if admin.execute_command("ACL", "DRYRUN", "eve", command, *arguments) == b"OK":
+        arguments = words.get(command, [ROW] * (abs(arity) - len(own)))
+        if admin.execute_command("ACL", "DRYRUN", "eve", *own, *arguments) == b"OK":
             commands.add(command)
     return commands
 
 
 def test_commands_are_in_the_categories_of_what_they_do(admin):
+    listed = {name.decode() for name in admin.execute_command("COMMAND LIST", "FILTERBY", "MODULE", "fs")}
+    assert listed - {"FS.SERVICE"} == ALL
     for rules, expected in [
         ("+@fs", ALL),
         ("+@read", READING),
@@ -365,6 +523,11 @@ def test_commands_are_in_the_categories_of_what_they_do(admin):
         ("+@write -@admin", WRITING),
         ("+@all -@fs", set()),
         ("+FS.GET +fs.publish", commands("GET PUBLISH")),
+        ("+fs.service|get", commands("SERVICE|GET")),
+        ("+fs.service", commands("SERVICE|SET SERVICE|GET SERVICE|DEL SERVICE|LIST SERVICE|HELP")),
+        ("+fs.service -fs.service|set -fs.service|del", commands("SERVICE|GET SERVICE|LIST SERVICE|HELP")),
+        ("+@read -fs.service", READING - commands("SERVICE|GET SERVICE|LIST")),
+        ("+fs.serve +FS.RANK", commands("SERVE RANK")),
     ]:
         assert allowed(admin, rules) == expected, rules
     assert allowed(admin, "+@fast") == ALL - allowed(admin, "+@slow")
