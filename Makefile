@@ -2,7 +2,7 @@
 #
 #   SERVER=9.1|8.0   the installed Valkey to run on
 #   VALKEY_SERVER=…  a server of your own instead, by path
-#   ARGS=…           more arguments for pytest, the demo, the benchmarks or the server
+#   ARGS=…           more arguments for pytest, the examples, the benchmarks or the server
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -46,6 +46,10 @@ help: ## list the targets
 demo: build setup-server ## play the flights example on a server of its own
 	@$(python) examples/flights/demo.py $(ARGS)
 
+.PHONY: example
+example: build setup-server ## train a model on features of the store, serve it, ask it
+	@$(python) examples/late_flights/demo.py $(ARGS)
+
 .PHONY: test
 test: build setup-server ## core tests, then the tests against a real server
 	cargo test --locked -p feature-store-core
@@ -59,10 +63,11 @@ run: build setup-server ## start a server with the module in the foreground, on 
 
 .PHONY: bench
 bench: build ## measure on both servers
-	@$(setup) server-9.1 server-8.0
+	@$(setup) server-9.1 server-8.0 feast
 	@VALKEY_SERVER_9=$(tools)/server-9.1/bin/valkey-server VALKEY_SERVER_8=$(tools)/server-8.0/bin/valkey-server \
 	VALKEY_BENCHMARK=$(tools)/server-8.0/bin/valkey-benchmark VALKEY_CLI=$(tools)/server-8.0/bin/valkey-cli \
-	JEMALLOC=$(tools)/server-8.0/lib/libjemalloc.so.2 $(python) benches/run.py $(ARGS)
+	JEMALLOC=$(tools)/server-8.0/lib/libjemalloc.so.2 FEAST_PYTHON=$(tools)/feast/bin/python \
+	$(python) benches/run.py $(ARGS)
 
 .PHONY: lint
 lint: setup-venv ## formatting and lints of the Rust and Python code

@@ -14,7 +14,6 @@ from toolbox import (
     CHECKOUT,
     TOOLS,
     VENV,
-    VENV_PYTHON,
     SetupError,
     link,
     locked,
@@ -25,41 +24,51 @@ from toolbox import (
 )
 
 REQUIREMENTS = CHECKOUT / "tools" / "requirements.txt"
+FEAST = CHECKOUT / "tools" / "feast.txt"
 NODE_PROJECT = CHECKOUT / "tools" / "node"
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 INSTALLERS = ("pip", "setuptools", "wheel")
 VALKEY_9 = "9.1.2"
 
 
 def venv() -> None:
     """The Python environment, with libclang linked as `.tools/libclang`."""
-    python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    pins = REQUIREMENTS.read_text()
-    with step("venv", python, pins) as needed:
-        if not needed:
-            return
-        # pip brings an environment to other pins in place; one of another folder or Python is of no use.
-        owner = TOOLS / "stamps" / "venv.owner"
-        if not (owner.is_file() and owner.read_text() == f"{python} {VENV}"):
-            say(f"venv: creating a Python {python} environment")
-            shutil.rmtree(VENV, ignore_errors=True)
-            run(
-                [sys.executable, "-m", "venv", VENV],
-                "python3 -m venv failed: install Python's venv and pip (on Debian: the package python3-venv).",
-            )
-            owner.parent.mkdir(parents=True, exist_ok=True)
-            owner.write_text(f"{python} {VENV}")
-        packages = [line for line in pins.splitlines() if line and not line.startswith("#")]
-        say(f"venv: installing {len(packages)} Python packages (about 200 MB)")
-        pip = [VENV_PYTHON, "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--no-deps"]
-        failure = "pip could not install tools/requirements.txt: check the network and pip's settings, then try again."
-        run([*pip, *(p for p in packages if p.split("==")[0] in INSTALLERS)], failure)
-        # Source packages are built with the pinned setuptools, not with the newest one.
-        run([*pip, "--no-build-isolation", "--requirement", REQUIREMENTS], failure)
+    with step("venv", PYTHON, REQUIREMENTS.read_text()) as needed:
+        if needed:
+            install("venv", VENV, REQUIREMENTS, "200 MB")
+            link(TOOLS / "libclang", sole(VENV, "lib/python*/site-packages/clang/native"))
+
+
+def feast() -> None:
+    """Feast in a Python environment of its own, `.tools/feast`: it wants other versions than the rest."""
+    with step("feast", PYTHON, FEAST.read_text()) as needed:
+        if needed:
+            install("feast", TOOLS / "feast", FEAST, "150 MB")
+
+
+def install(name: str, folder: Path, requirements: Path, size: str) -> None:
+    """Brings a Python environment to the pinned packages, and to no others that these would miss."""
+    # pip brings an environment to other pins in place; one of another folder or Python is of no use.
+    owner = TOOLS / "stamps" / f"{name}.owner"
+    if not (owner.is_file() and owner.read_text() == f"{PYTHON} {folder}"):
+        say(f"{name}: creating a Python {PYTHON} environment")
+        shutil.rmtree(folder, ignore_errors=True)
         run(
-            [VENV_PYTHON, "-m", "pip", "check"],
-            "tools/requirements.txt misses or contradicts a package: see above.",
+            [sys.executable, "-m", "venv", folder],
+            "python3 -m venv failed: install Python's venv and pip (on Debian: the package python3-venv).",
         )
-        link(TOOLS / "libclang", sole(VENV, "lib/python*/site-packages/clang/native"))
+        owner.parent.mkdir(parents=True, exist_ok=True)
+        owner.write_text(f"{PYTHON} {folder}")
+    listed = requirements.relative_to(CHECKOUT)
+    packages = [line for line in requirements.read_text().splitlines() if line and not line.startswith("#")]
+    say(f"{name}: installing {len(packages)} Python packages (about {size})")
+    python = folder / "bin" / "python"
+    pip = [python, "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--no-deps"]
+    failure = f"pip could not install {listed}: check the network and pip's settings, then try again."
+    run([*pip, *(p for p in packages if p.split("==")[0] in INSTALLERS)], failure)
+    # Source packages are built with the pinned setuptools, not with the newest one.
+    run([*pip, "--no-build-isolation", "--requirement", requirements], failure)
+    run([python, "-m", "pip", "check"], f"{listed} misses or contradicts a package: see above.")
 
 
 def server_9() -> None:
@@ -111,7 +120,7 @@ def sole(folder: Path, pattern: str) -> Path:
     return matches[0]
 
 
-STEPS = {"venv": venv, "server-9.1": server_9, "server-8.0": server_8, "node": node}
+STEPS = {"venv": venv, "server-9.1": server_9, "server-8.0": server_8, "node": node, "feast": feast}
 
 
 def main(names: list[str]) -> int:
