@@ -60,6 +60,8 @@ class Result:
         pairs = zip(self.native.values, self.module.values, strict=bool(self.module.values))
         if self.relation == "module - native":
             return Series([module - native for native, module in pairs])
+        if self.relation == "native / module":
+            return Series([native / module for native, module in pairs])
         return Series([module / native for native, module in pairs])
 
     @property
@@ -87,7 +89,8 @@ class Result:
         }
 
     def cells(self) -> list[str]:
-        sign = "" if self.relation == "module / native" else " " + self.unit
+        signs = {"module / native": "", "native / module": "x"}
+        sign = signs.get(self.relation, " " + self.unit)
         reach = "-" if self.reach is None else f"{'<=' if self.at_most else '>='} {self.reach:g}{sign}"
         met = {None: "-", True: "yes", False: "NO"}[self.met]
         count = f"{self.operations:,} x {len(self.native.values)}"
@@ -108,8 +111,9 @@ class Result:
 COLUMNS = ["Valkey", "what", "unit", "operations x rounds", "native", "module", "compared", "reach", "met"]
 NOTES = """\
 Native and module ran in turn on the same server process; figures are medians with the smallest and the largest
-of the rounds. `compared` is module divided by native (or minus, where a unit follows), round by round. CPU is that
-of all threads of the server, the kernel's share included. Rows without a target inform."""
+of the rounds. `compared` is module divided by native (or minus, where a unit follows; or native divided by module,
+where an x follows), round by round. CPU is that of all threads of the server, the kernel's share included. Rows
+without a target inform."""
 
 
 def markdown(results: list[Result], setting: dict) -> str:

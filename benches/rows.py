@@ -8,7 +8,7 @@ import json
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from load import command
 
@@ -48,12 +48,19 @@ class View:
     name: str
     features: dict[str, str]
     ttl: bool
+    entity: str = field(default="user", kw_only=True)
+    packed: bool = field(default=False, kw_only=True)
 
     def definition(self, *options: str | int) -> list[str]:
-        words = ["FS.REGISTER", self.name, "ENTITY", "user"]
+        words = ["FS.REGISTER", self.name, "ENTITY", self.entity]
         words += ["TTL", TTL] if self.ttl else []
+        words += ["STORAGE", "PACKED"] if self.packed else []
         words += [*map(str, options), "SCHEMA"]
         return words + [word for feature in self.features.items() for word in feature]
+
+    def as_packed(self) -> "View":
+        """The same with packed rows, under a name of the same length."""
+        return replace(self, name="pack" + self.name[4:], packed=True)
 
     def key(self, entity: str) -> str:
         return f"fs:v1:{self.name}:{entity}"
@@ -116,6 +123,10 @@ PROFILE_LASTING = View("user_lasting", PROFILE, ttl=False)
 NUMBERS_TTL = View("user_numbers", NUMBERS, ttl=True)
 NUMBERS_LASTING = View("user_metrics", NUMBERS, ttl=False)
 STREAMED = View("user_streams", PROFILE, ttl=True)
+FIFTY_TTL = View("user_factors", {f"factor_{at:02}": "FLOAT" for at in range(50)}, ttl=True)
+SIX = {name: NUMBERS[name] for name in list(NUMBERS)[:6]}
+RANKING_USERS = View("user_context", SIX, ttl=True)
+RANKED_ITEMS = View("item_numbers", SIX, ttl=True, entity="item")
 
 INPUT = {"x": "FLOAT"}
 FUNCTIONS = {"count": "INT AGG COUNT", "sum": "FLOAT AGG SUM x", "mean": "FLOAT AGG MEAN x"}
@@ -136,8 +147,8 @@ WINDOWED_HOURLY = WindowView("user_history", INPUT, False, windows(["count", "su
 WINDOWED_SUM = WindowView("user_summary", INPUT, False, windows(["count", "sum"], ["7d"]))
 
 
-def entity_id(number: int) -> str:
-    return f"user_{number:06d}"
+def entity_id(number: int, entity: str = "user") -> str:
+    return f"{entity}_{number:06d}"
 
 
 def random_entities(count: int, seed: int) -> list[str]:

@@ -17,11 +17,14 @@ import time
 import consuming
 import control
 import drift
+import feast_store
 import measure
 import memory
+import packed
 import reading
 import report
 import servers
+import serving
 import window_memory
 import windows
 import writing
@@ -39,6 +42,9 @@ BENCHES = {
     "window_get": windows.window_get,
     "window_memory": window_memory.window_memory,
     "drift": drift.drift,
+    "serving": serving.serving,
+    "packed": packed.packed,
+    "feast": feast_store.feast,
     "control": control.control,
 }
 

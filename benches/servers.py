@@ -55,6 +55,14 @@ def jemalloc() -> str:
     return found
 
 
+def feast_python() -> str:
+    """The Python that has Feast."""
+    path = Path(os.environ.get("FEAST_PYTHON") or TOOLS / "feast" / "bin" / "python")
+    if not path.is_file():
+        raise BenchError("Feast is not installed: set FEAST_PYTHON or run make bench, which installs it")
+    return str(path)
+
+
 def die_with_parent() -> None:
     """Run in the child between fork and exec, or at the start of a child process."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
