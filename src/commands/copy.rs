@@ -18,27 +18,25 @@ impl Command for Copy {
     const SPEC: Spec = Spec {
         name: c"FS.COPY",
         summary: c"Brings the rows of one version of a feature view into another.",
-        complexity: c"O(K + N*F), K the number of keys of the database, N the number of rows, F of features; in slices.",
+        complexity:
+            c"O(K + N*F), K the number of keys of the database, N the number of rows, F of features; in slices.",
         since: FIRST,
         flags: c"write deny-oom admin",
         categories: c"fs write slow admin dangerous",
         arity: 6,
         keys: Keys::None,
-        arguments: &[
-            VIEW,
-            Argument::integer(c"version").after(c"FROM"),
-            Argument::integer(c"version").after(c"TO"),
-        ],
-        reply: "At the end, an array of the number of rows and of the number of values that the other version did not take. \
-                The caller waits, the server does not.",
-        notes: "So a new version of a view begins with what the old one knows, whatever its log still holds: register it, for \
-                example with `STORAGE PACKED`, copy, let readers change over, drop the old version. Every value comes with \
-                its own event time and every removal with its own, and event time wins as always: what was published into \
-                the new version meanwhile stays, and copying again is safe. Features that only one of them has, and values \
-                that are not of the other's type, range or `VALUES`, are left out. Window states are copied where the new \
-                version has none for the entity yet; windows of another input, length or hop begin empty. Nothing is logged, \
-                and drift samples nothing. A copy goes on when its caller goes away, and ends early when the server stops \
-                being the primary. Asks for permission on all rows of both versions. Not inside MULTI or a script.",
+        arguments: &[VIEW, Argument::integer(c"version").after(c"FROM"), Argument::integer(c"version").after(c"TO")],
+        reply: "At the end, an array of the number of rows and of the number of values that the other version did not \
+                take. The caller waits, the server does not.",
+        notes: "So a new version of a view begins with what the old one knows, whatever its log still holds: register \
+                it, for example with `STORAGE PACKED`, copy, let readers change over, drop the old version. Every \
+                value comes with its own event time and every removal with its own, and event time wins as always: \
+                what was published into the new version meanwhile stays, and copying again is safe. Features that only \
+                one of them has, and values that are not of the other's type, range or `VALUES`, are left out. Window \
+                states are copied where the new version has none for the entity yet; windows of another input, length \
+                or hop begin empty. Nothing is logged, and drift samples nothing. A copy goes on when its caller goes \
+                away, and ends early when the server stops being the primary. Asks for permission on all rows of both \
+                versions. Not inside MULTI or a script.",
     };
 
     fn run(call: &Call<'_>) -> Result<()> {

@@ -40,8 +40,9 @@ impl Command for Del {
         keys: Keys::From(1, 1, KeyAccess::Delete),
         arguments: &[KEYS],
         reply: "The number of entities that had a row or window state.",
-        notes: "A row's window state and its memory of event ids go with it. Log entries that were not consumed yet when the row was deleted do not bring it back; later ones do. The log \
-                itself keeps its entries, so `FS.REPLAY` over them makes the row again.",
+        notes: "A row's window state and its memory of event ids go with it. Log entries that were not consumed yet \
+                when the row was deleted do not bring it back; later ones do. The log itself keeps its entries, so \
+                `FS.REPLAY` over them makes the row again.",
     };
 
     fn run(call: &Call<'_>) -> Result<()> {

@@ -28,11 +28,12 @@ impl Command for Explain {
         keys: Keys::At(1, KeyAccess::Read),
         arguments: &[KEY],
         reply: "A map: `key`, `view`, `version`, `exists`, `event_time_ms` (the row's newest), `expires_in_ms`, and \
-                `features`, an array of maps: `feature`, `type`, `status`, `stored` (the field as it stands in the hash, or as \
-                it would; a VECTOR as numbers), `served`, `event_time_ms` (of the value, or of its removal), `age_ms`, `ttl_ms` (the \
-                shorter of its own and the view's), `time_left_ms`, `window_start_ms` and `window_end_ms` (of a window: the \
-                first millisecond inside and the first after it), `reason` (a sentence). For a window `event_time_ms` and \
-                `age_ms` are of the entity's newest event.",
+                `features`, an array of maps: `feature`, `type`, `status`, `stored` (the field as it stands in the \
+                hash, or as it would; a VECTOR as numbers), `served`, `event_time_ms` (of the value, or of its \
+                removal), `age_ms`, `ttl_ms` (the shorter of its own and the view's), `time_left_ms`, \
+                `window_start_ms` and `window_end_ms` (of a window: the first millisecond inside and the first after \
+                it), `reason` (a sentence). For a window `event_time_ms` and `age_ms` are of the entity's newest \
+                event.",
         notes: "",
     };
 

@@ -33,18 +33,19 @@ impl Command for Get {
             Argument::word(c"WITHSTATUS").optional(),
             Argument::text(c"feature").optional().multiple(),
         ],
-        reply: "A map of feature to value, in the order asked for, or in the schema's order when none is named. A missing row \
-                is a row without values: defaults, else nil. RESP3: integers, doubles, booleans; RESP2: a flat array, \
-                doubles as decimal strings, booleans as integers. A VECTOR is an array of numbers in both. With \
-                `WITHSTATUS` each value is `[value, status, age_ms]`.",
-        notes: "Statuses: `PRESENT`, `DEFAULT` (nothing is stored, the default is served), `NOT_FOUND` (nothing is stored, no \
-                default), `OUTSIDE_MAX_AGE` (older than its TTL: the default, else nil), `INVALID` (another writer left \
-                something that is not of the type: the default, else nil). `age_ms` is nil where nothing is stored or its \
-                writer left no time; for a window it is the age of the entity's newest event.\n\n\
-                A window is read at the server's clock, so its value moves with time although no event comes. `AT` (unix \
-                milliseconds) names another time: windows are read there, ages are judged there, and a plain value with a \
-                later event time is `NOT_FOUND` (nil, whatever its default: what was true then is not known any more). \
-                `TOOOLD` when the state no longer holds the whole window: it reaches back from the entity's newest event.",
+        reply: "A map of feature to value, in the order asked for, or in the schema's order when none is named. A \
+                missing row is a row without values: defaults, else nil. RESP3: integers, doubles, booleans; RESP2: a \
+                flat array, doubles as decimal strings, booleans as integers. A VECTOR is an array of numbers in both. \
+                With `WITHSTATUS` each value is `[value, status, age_ms]`.",
+        notes: "Statuses: `PRESENT`, `DEFAULT` (nothing is stored, the default is served), `NOT_FOUND` (nothing is \
+                stored, no default), `OUTSIDE_MAX_AGE` (older than its TTL: the default, else nil), `INVALID` (another \
+                writer left something that is not of the type: the default, else nil). `age_ms` is nil where nothing \
+                is stored or its writer left no time; for a window it is the age of the entity's newest event.\n\nA \
+                window is read at the server's clock, so its value moves with time although no event comes. `AT` (unix \
+                milliseconds) names another time: windows are read there, ages are judged there, and a plain value \
+                with a later event time is `NOT_FOUND` (nil, whatever its default: what was true then is not known any \
+                more). `TOOOLD` when the state no longer holds the whole window: it reaches back from the entity's \
+                newest event.",
     };
 
     fn run(call: &Call<'_>) -> Result<()> {

@@ -14,8 +14,8 @@ use feature_store_core::row::Status;
 use feature_store_core::windows::state::ReadAt;
 use feature_store_core::{Error, Result};
 
-/// Most numbers and texts that one reply holds. Features may be named again and again, a VECTOR is many numbers, and the
-/// reply grows with rows times features: without a limit a short request could fill the memory.
+/// Most numbers and texts that one reply holds. Features may be named again and again, a VECTOR is many numbers, and
+/// the reply grows with rows times features: without a limit a short request could fill the memory.
 const VALUES_MAX: usize = 4 << 20;
 
 /// Reads several rows.
@@ -33,8 +33,8 @@ impl Command for Mget {
         keys: Keys::From(2, 1, KeyAccess::Read),
         arguments: &[FEATURES, KEYS],
         reply: "An array with one array a row: the values in the order of `features`, as `FS.GET` gives them.",
-        notes: "`features` are separated by commas; `*` is all in the schema's order. All keys belong to one version of one \
-                view.",
+        notes: "`features` are separated by commas; `*` is all in the schema's order. All keys belong to one version \
+                of one view.",
     };
 
     fn run(call: &Call<'_>) -> Result<()> {

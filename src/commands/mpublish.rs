@@ -31,9 +31,9 @@ impl Command for Mpublish {
         keys: Keys::From(1, 2, KeyAccess::Write),
         arguments: &[Argument::block(c"row", &[KEY, Argument::text(c"object")]).multiple()],
         reply: "The number of rows.",
-        notes: "Each object is JSON, feature to value; its members `_at` (event time, unix milliseconds) and `_event` (event \
-                id) stand beside the features. All objects are checked before the first row is written. Rows may belong \
-                to different views.",
+        notes: "Each object is JSON, feature to value; its members `_at` (event time, unix milliseconds) and `_event` \
+                (event id) stand beside the features. All objects are checked before the first row is written. Rows \
+                may belong to different views.",
     };
 
     fn run(call: &Call<'_>) -> Result<()> {

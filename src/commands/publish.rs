@@ -32,18 +32,17 @@ impl Command for Publish {
             Argument::word(c"NOLOG").optional(),
             Argument::one_of(c"update", &[FEATURE_VALUES, Argument::text(c"object").after(c"JSON")]),
         ],
-        reply: "The id of the log's entry; nil when nothing was logged. For an event that the entity saw before (see `EVENT`), \
-                that of its first entry.",
-        notes: "`AT` is the event time in unix milliseconds. Without it the event time is now, or the newest event time of \
-                the named features if that is later, so such an update always takes effect. A feature that already has a \
-                later event time keeps its value; the update is logged all the same. A JSON `null` removes a value. The \
-                whole update is applied or, on any error, none of it.\n\n\
-                `EVENT` is kept in the log's entry. In a view with `DEDUP`, an id that the same entity saw within that time \
-                has no second effect: nothing is logged, written or counted again. So a publish whose reply was lost can \
-                be sent again.\n\n\
-                Windows count every event, also a late or superseded one. An update that carries only inputs makes no \
-                row.\n\n\
-                Needs permission to write the row's key and, unless `NOLOG`, to add to the view's stream.",
+        reply: "The id of the log's entry; nil when nothing was logged. For an event that the entity saw before (see \
+                `EVENT`), that of its first entry.",
+        notes: "`AT` is the event time in unix milliseconds. Without it the event time is now, or the newest event \
+                time of the named features if that is later, so such an update always takes effect. A feature that \
+                already has a later event time keeps its value; the update is logged all the same. A JSON `null` \
+                removes a value. The whole update is applied or, on any error, none of it.\n\n`EVENT` is kept in the \
+                log's entry. In a view with `DEDUP`, an id that the same entity saw within that time has no second \
+                effect: nothing is logged, written or counted again. So a publish whose reply was lost can be sent \
+                again.\n\nWindows count every event, also a late or superseded one. An update that carries only inputs \
+                makes no row.\n\nNeeds permission to write the row's key and, unless `NOLOG`, to add to the view's \
+                stream.",
     };
 
     fn run(call: &Call<'_>) -> Result<()> {

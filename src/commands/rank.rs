@@ -21,9 +21,10 @@ impl Command for Rank {
         arity: -4,
         keys: Keys::None,
         arguments: &[SERVICE, Argument::text(c"context-id"), Argument::text(c"candidate-id").multiple()],
-        reply: "As `FS.SERVE`, a row for each candidate in their order: in it the features of the context, which are the same in \
-                all rows, those of the candidate and those of the pair.",
-        notes: "The pair's id is `context-id:candidate-id`; a service that reads pairs takes no context id with a `:`. \
+        reply: "As `FS.SERVE`, a row for each candidate in their order: in it the features of the context, which are \
+                the same in all rows, those of the candidate and those of the pair.",
+        notes:
+            "The pair's id is `context-id:candidate-id`; a service that reads pairs takes no context id with a `:`. \
                 Everything else is as in `FS.SERVE`.",
     };
 

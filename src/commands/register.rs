@@ -111,14 +111,14 @@ impl Command for Register {
                 step in which it moves (by default the largest of 1s 5s 10s 30s 1m 5m 10m 30m 1h 3h 6h 12h 1d that \
                 divides the length and is at most a 48th of it). [WINDOWS.md](WINDOWS.md) tells their rules. `INPUT` \
                 marks what events carry for windows alone. `DEDUP` makes entities remember event ids for that long. \
-                `STORAGE PACKED` keeps a row as one string instead of a hash: smaller and faster \
-                to read, for clients that read hashes themselves it is none: [PACKED.md](PACKED.md). `SAMPLE` says which share of the values, and of which, drift is found in: \
-                [DRIFT.md](DRIFT.md).\n\nDurations are `1500ms`, `90s`, `5m`, `12h`, `7d`, or a bare number of \
-                seconds.\n\nDefaults: version 1, no TTL, `LOG ON`, `MAXLEN 10000`, `CONSUMER ON`, `EXTRA REFUSE`, \
-                `SAMPLE 1 ON PUBLISH`, `STORAGE HASH`.\n\nErrors: `VIEWEXISTS` when that version is registered with another \
-                definition, `BUSY` while `FS.DROP DATA` still deletes what an earlier view of that name stored. \
-                Refused when the AOF is on with `aof-use-rdb-preamble no`: a rewrite of such a file would lose all \
-                definitions.",
+                `STORAGE PACKED` keeps a row as one string instead of a hash: smaller and faster to read, for clients \
+                that read hashes themselves it is none: [PACKED.md](PACKED.md). `SAMPLE` says which share of the \
+                values, and of which, drift is found in: [DRIFT.md](DRIFT.md).\n\nDurations are `1500ms`, `90s`, `5m`, \
+                `12h`, `7d`, or a bare number of seconds.\n\nDefaults: version 1, no TTL, `LOG ON`, `MAXLEN 10000`, \
+                `CONSUMER ON`, `EXTRA REFUSE`, `SAMPLE 1 ON PUBLISH`, `STORAGE HASH`.\n\nErrors: `VIEWEXISTS` when \
+                that version is registered with another definition, `BUSY` while `FS.DROP DATA` still deletes what an \
+                earlier view of that name stored. Refused when the AOF is on with `aof-use-rdb-preamble no`: a rewrite \
+                of such a file would lose all definitions.",
     };
 
     fn run(call: &Call<'_>) -> Result<()> {

@@ -30,9 +30,10 @@ impl Command for Scan {
             Argument::integer(c"keys-to-look-at").after(c"COUNT").optional(),
         ],
         reply: "Two elements: the next cursor, `0` at the end, and an array of entity ids.",
-        notes: "It has the guarantees of `SCAN`: every row that is there from beginning to end is listed, some perhaps twice. \
-                `COUNT` (10) is how many keys of the database a step looks at, so a step may list none. Rows whose keys the \
-                caller may not read are left out. Without `VERSION` the newest version is listed.",
+        notes:
+            "It has the guarantees of `SCAN`: every row that is there from beginning to end is listed, some perhaps \
+                twice. `COUNT` (10) is how many keys of the database a step looks at, so a step may list none. Rows \
+                whose keys the caller may not read are left out. Without `VERSION` the newest version is listed.",
     };
 
     fn run(call: &Call<'_>) -> Result<()> {

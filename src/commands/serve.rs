@@ -30,16 +30,18 @@ impl Command for Serve {
         arity: -3,
         keys: Keys::None,
         arguments: &[SERVICE, Argument::text(c"id").multiple()],
-        reply: "As the service's format says, a row for each id in their order. `MAP`: an array of maps from the features' \
-                names as the service has them to values as `FS.GET` gives them. `ARRAY`: an array of arrays of these values. \
-                `JSON`: the array of maps as one string. `TENSOR`: an array of the shape (an array of N and K) and one string \
-                of N by K little-endian float32, ready for `numpy.frombuffer(reply[1], '<f4').reshape(reply[0])`; what fills \
-                which column is as in `FS.TENSOR`, and `FS.SERVICE GET` names the columns.",
-        notes: "Where the service has `WITHSTATUS`, each value is `[value, status, age_ms]`; a tensor has a third element \
-                instead, a bit for each number, the lowest of a byte first, set where the row's own value is served and not a \
-                default or NaN: `numpy.unpackbits(numpy.frombuffer(reply[2], 'u1'), bitorder='little', \
-                count=n*k).reshape(n, k)`.\n\nAn entity that the store does not know is a row of defaults, else nil or \
-                NaN. All rows are of one moment. The keys of all rows that are read must be allowed to the caller.",
+        reply: "As the service's format says, a row for each id in their order. `MAP`: an array of maps from the \
+                features' names as the service has them to values as `FS.GET` gives them. `ARRAY`: an array of arrays \
+                of these values. `JSON`: the array of maps as one string. `TENSOR`: an array of the shape (an array of \
+                N and K) and one string of N by K little-endian float32, ready for `numpy.frombuffer(reply[1], \
+                '<f4').reshape(reply[0])`; what fills which column is as in `FS.TENSOR`, and `FS.SERVICE GET` names \
+                the columns.",
+        notes: "Where the service has `WITHSTATUS`, each value is `[value, status, age_ms]`; a tensor has a third \
+                element instead, a bit for each number, the lowest of a byte first, set where the row's own value is \
+                served and not a default or NaN: `numpy.unpackbits(numpy.frombuffer(reply[2], 'u1'), \
+                bitorder='little', count=n*k).reshape(n, k)`.\n\nAn entity that the store does not know is a row of \
+                defaults, else nil or NaN. All rows are of one moment. The keys of all rows that are read must be \
+                allowed to the caller.",
     };
 
     fn run(call: &Call<'_>) -> Result<()> {

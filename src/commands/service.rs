@@ -50,31 +50,24 @@ impl Command for Set {
             .optional(),
             Argument::one_of(
                 c"format",
-                &[
-                    Argument::word(c"MAP"),
-                    Argument::word(c"ARRAY"),
-                    Argument::word(c"TENSOR"),
-                    Argument::word(c"JSON"),
-                ],
+                &[Argument::word(c"MAP"), Argument::word(c"ARRAY"), Argument::word(c"TENSOR"), Argument::word(c"JSON")],
             )
             .after(c"FORMAT")
             .optional(),
             Argument::word(c"WITHSTATUS").optional(),
-            Argument::block(
-                c"features",
-                &[Argument::integer(c"count"), Argument::text(c"view:feature").multiple()],
-            )
-            .after(c"FEATURES"),
+            Argument::block(c"features", &[Argument::integer(c"count"), Argument::text(c"view:feature").multiple()])
+                .after(c"FEATURES"),
         ],
         reply: "`OK`. A service of that name is replaced.",
-        notes: "A feature is `view:feature` or `view@version:feature`; without a version the newest one at this moment is \
-                meant for good, so that a later version of the view changes no model's input. Without `CONTEXT` all views \
-                are of one entity and `FS.SERVE` reads the service. With it each view is of the entity of the context (a \
-                user), the candidate (an item) or the pair (ids `user:item`), and `FS.RANK` reads it. `FORMAT` (MAP) and \
-                `WITHSTATUS` say how it answers: `FS.SERVE` tells.\n\nEverything is checked now: `NOVIEW`, `NOFEATURE`, \
-                and `SCHEMA` for a tensor's feature without a number or a view of another entity. When a view is altered \
-                the service follows. When what it reads is dropped or becomes another type, reading it is an error that \
-                says so, until the service is set again or the view is back.",
+        notes:
+            "A feature is `view:feature` or `view@version:feature`; without a version the newest one at this moment \
+                is meant for good, so that a later version of the view changes no model's input. Without `CONTEXT` all \
+                views are of one entity and `FS.SERVE` reads the service. With it each view is of the entity of the \
+                context (a user), the candidate (an item) or the pair (ids `user:item`), and `FS.RANK` reads it. \
+                `FORMAT` (MAP) and `WITHSTATUS` say how it answers: `FS.SERVE` tells.\n\nEverything is checked now: \
+                `NOVIEW`, `NOFEATURE`, and `SCHEMA` for a tensor's feature without a number or a view of another \
+                entity. When a view is altered the service follows. When what it reads is dropped or becomes another \
+                type, reading it is an error that says so, until the service is set again or the view is back.",
     };
 
     fn run(call: &Call<'_>) -> Result<()> {
@@ -113,11 +106,11 @@ impl Command for Get {
         arity: 3,
         keys: Keys::None,
         arguments: &[SERVICE],
-        reply: "A map: `service`, `context`, `candidate`, `pair` (entities, nil where it has none), `format`, `withstatus`, \
-                `features` (an array of `view:feature` as they were written), `versions` (an array of view and version, as they are \
-                read), `columns` (the names of the answer's columns in their order: of a tensor one for each number, \
-                `view:feature[i]` for those of a VECTOR), `problem` (nil, or why it cannot be read now; `columns` is empty \
-                then).",
+        reply: "A map: `service`, `context`, `candidate`, `pair` (entities, nil where it has none), `format`, \
+                `withstatus`, `features` (an array of `view:feature` as they were written), `versions` (an array of \
+                view and version, as they are read), `columns` (the names of the answer's columns in their order: of a \
+                tensor one for each number, `view:feature[i]` for those of a VECTOR), `problem` (nil, or why it cannot \
+                be read now; `columns` is empty then).",
         notes: "`NOSERVICE` when there is none of that name.",
     };
 

@@ -27,9 +27,10 @@ impl Command for Tensor {
         arguments: &[FEATURES, KEYS],
         reply: "One string: N rows by K columns, row by row, little-endian float32, ready for \
                 `numpy.frombuffer(reply, '<f4').reshape(n, -1)`.",
-        notes: "A VECTOR fills one column a dimension, a BOOL is 0 or 1, a STRING with `VALUES` is its index there. An absent \
-                value is its default, else NaN. A feature that has no number (LIST, STRING without `VALUES`) is an error, \
-                also inside `*`; `FS.DESCRIBE view JSON` tells which have one, and their widths.",
+        notes:
+            "A VECTOR fills one column a dimension, a BOOL is 0 or 1, a STRING with `VALUES` is its index there. An \
+                absent value is its default, else NaN. A feature that has no number (LIST, STRING without `VALUES`) is \
+                an error, also inside `*`; `FS.DESCRIBE view JSON` tells which have one, and their widths.",
     };
 
     fn run(call: &Call<'_>) -> Result<()> {

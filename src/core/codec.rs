@@ -1,7 +1,8 @@
 //! The one codec: effects as replicas and the AOF receive them, and the snapshot of definitions in an RDB.
 //!
 //! Every encoding begins with a format version. A reader refuses a version that it does not know, and never panics on
-//! damaged bytes. Definitions inside a snapshot are their JSON documents, so that a schema's growth needs no new format.
+//! damaged bytes. Definitions inside a snapshot are their JSON documents, so that a schema's growth needs no new
+//! format.
 
 use crate::cursor::Cursor;
 use crate::drift::baseline::Baseline;

@@ -157,13 +157,16 @@ struct Block {
     /// The first free record among those that were in use, and how many there are. Each names the next.
     free: u32,
     free_count: usize,
+    /// Ids that are longer than their record has room for, by record.
+    long_ids: FxHashMap<u32, Box<[u8]>>,
 }
 
 impl Block {
     fn new(stride: usize) -> Self {
         let words = vec![0u32; BLOCK_ROWS * stride + LINE_WORDS];
         let beyond = (words.as_ptr() as usize / 4) % LINE_WORDS;
-        Block { words, start: (LINE_WORDS - beyond) % LINE_WORDS, free: ABSENT, free_count: 0 }
+        let start = (LINE_WORDS - beyond) % LINE_WORDS;
+        Block { words, start, free: ABSENT, free_count: 0, long_ids: FxHashMap::default() }
     }
 
     fn bytes(stride: usize) -> usize {
@@ -197,8 +200,6 @@ pub struct Table {
     rows: usize,
     shards: Vec<Shard>,
     index_bytes: usize,
-    /// Ids that are longer than their record has room for, by record.
-    long_ids: FxHashMap<u32, Box<[u8]>>,
     long_id_bytes: usize,
     /// Records in use lie among the first that many.
     slots: u32,
@@ -220,7 +221,6 @@ impl Table {
             rows: 0,
             shards: Vec::new(),
             index_bytes: 0,
-            long_ids: FxHashMap::default(),
             long_id_bytes: 0,
             slots: 0,
             hand: 0,
@@ -288,13 +288,17 @@ impl Table {
         &mut block.words[at..at + self.stride]
     }
 
+    fn long_id(&self, slot: u32) -> Option<&[u8]> {
+        self.blocks[slot as usize / BLOCK_ROWS].long_ids.get(&slot).map(AsRef::as_ref)
+    }
+
     fn is_of(&self, slot: u32, id: &[u8]) -> bool {
         let record = self.record(slot);
         if record[0] & ID_LENGTH != id.len() as u32 {
             return false;
         }
         if id.len() > self.id_words * 4 {
-            return self.long_ids.get(&slot).is_some_and(|long| **long == *id);
+            return self.long_id(slot).is_some_and(|long| *long == *id);
         }
         let words = &record[OWN_AT + self.own_words..][..self.id_words];
         let whole = id.chunks_exact(4);
@@ -468,7 +472,7 @@ impl Table {
         record[0] = IS_USED | id.len() as u32;
         if id.len() > id_words * 4 {
             self.long_id_bytes += long_id_bytes(id, id_words);
-            self.long_ids.insert(slot, id.into());
+            self.blocks[slot as usize / BLOCK_ROWS].long_ids.insert(slot, id.into());
         } else {
             let words = &mut record[OWN_AT + own_words..][..id_words];
             words.iter_mut().zip(id.chunks(4)).for_each(|(word, bytes)| *word = last_word(bytes));
@@ -484,7 +488,7 @@ impl Table {
     fn id_of(&self, slot: u32) -> SmallVec<[u8; 64]> {
         let record = self.record(slot);
         let length = (record[0] & ID_LENGTH) as usize;
-        if let Some(long) = self.long_ids.get(&slot).filter(|_| length > self.id_words * 4) {
+        if let Some(long) = self.long_id(slot).filter(|_| length > self.id_words * 4) {
             return SmallVec::from_slice(long);
         }
         let words = &record[OWN_AT + self.own_words..][..length.div_ceil(4)];
@@ -526,10 +530,10 @@ impl Table {
     fn remove_slot(&mut self, slot: u32) {
         let (shard, tag) = self.hash(&self.id_of(slot));
         self.shards[shard].remove(slot, tag);
-        if let Some(long) = self.long_ids.remove(&slot) {
+        let block = &mut self.blocks[slot as usize / BLOCK_ROWS];
+        if let Some(long) = block.long_ids.remove(&slot) {
             self.long_id_bytes -= long_id_bytes(&long, 0);
         }
-        let block = &mut self.blocks[slot as usize / BLOCK_ROWS];
         let next = std::mem::replace(&mut block.free, slot);
         block.free_count += 1;
         if block.free_count == 1 {

@@ -1,8 +1,8 @@
 //! Materialization: what an update changes in a row.
 //!
-//! Invariant: **event time wins**, for each feature on its own and for removals. A value never replaces one with a later
-//! event time; at equal times the later arrival wins. So any order, repetition or split of a stream of updates ends in
-//! one row (but for the order of arrivals at equal times).
+//! Invariant: **event time wins**, for each feature on its own and for removals. A value never replaces one with a
+//! later event time; at equal times the later arrival wins. So any order, repetition or split of a stream of updates
+//! ends in one row (but for the order of arrivals at equal times).
 //!
 //! How a row knows its times: `_updated_at` is the newest event time of all its features. A feature that is there and
 //! not named in `_times` has that time; `_times` names the others, and the removed ones. A row whose features were

@@ -91,7 +91,8 @@ pub fn serve_window(
     Served { value, status, event_time_ms: newest_ms }
 }
 
-/// What is served for a feature of which the row holds `stored`. `event_time_ms`: of that value, where its writer left one.
+/// What is served for a feature of which the row holds `stored`. `event_time_ms`: of that value, where its writer left
+/// one.
 pub fn serve<'a>(
     view: &'a FeatureView,
     feature: usize,

@@ -230,8 +230,8 @@ impl Alteration {
             } else {
                 let word = shown(arguments.next("option")?);
                 return Err(Error::syntax(format!(
-                    "'{word}' cannot change in place (TTL, LOG, MAXLEN, CONSUMER, EXTRA, SAMPLE, DESCRIPTION and ADD can): \
-                     register a new version"
+                    "'{word}' cannot change in place (TTL, LOG, MAXLEN, CONSUMER, EXTRA, SAMPLE, DESCRIPTION and ADD \
+                     can): register a new version"
                 )));
             }
         }

@@ -2,8 +2,9 @@
 //!
 //! Invariant: a row of the cache says what reading the row itself would say. Every change of a key is told by an event,
 //! at once, also inside MULTI and scripts: a row that anybody else changed is forgotten, one that we change ourselves
-//! follows. What the clock alone changes (values grow too old, keys expire) has its time in the cache. Whatever is in doubt is
-//! read from the row: fields that expire for themselves, values that somebody left unreadable, a clock that went back.
+//! follows. What the clock alone changes (values grow too old, keys expire) has its time in the cache. Whatever is in
+//! doubt is read from the row: fields that expire for themselves, values that somebody left unreadable, a clock that
+//! went back.
 
 use crate::server::api::{Context, Replication, ServerString};
 use crate::server::background::{Deadline, Left};
@@ -95,7 +96,7 @@ lazy_static! {
     static ref SHARED: MainThread<Shared> = MainThread::new(Shared::default());
 }
 
-/// After so many rows in turn that could not be kept only each so manieth is tried.
+/// After so many rows in turn that could not be kept, only one in so many is tried.
 const REFUSALS_MAX: u32 = 64;
 
 /// What a row says: its numbers, little-endian float32, and a bit for each that is its own.
@@ -204,8 +205,8 @@ impl Columns {
         Some(FromCache { runs, others })
     }
 
-    /// A row is about to be changed by us: asks for the memory that [`Columns::follow`] will need. To be called early, and
-    /// again a little later.
+    /// A row is about to be changed by us: asks for the memory that [`Columns::follow`] will need. To be called early,
+    /// and again a little later.
     pub(crate) fn approach(&self, id: &[u8], step: Approach) {
         if let Some(Mirror { table, .. }) = &*self.mirror.borrow() {
             match step {
@@ -291,8 +292,8 @@ impl Columns {
         }
     }
 
-    /// Reads a row for the cache and keeps it where it can. `read` is what it says. False: it was not read, the row itself
-    /// has to say.
+    /// Reads a row for the cache and keeps it where it can. `read` is what it says. False: it was not read, the row
+    /// itself has to say.
     fn fill(
         &self,
         context: Context<'_>,
@@ -551,8 +552,8 @@ pub(crate) struct Asked<'a> {
     pub(crate) now_ms: i64,
 }
 
-/// Reads rows, from the cache where it has them. `own` is shown the row and the column of numbers that are the row's own.
-/// False: the cache cannot be asked now, nothing was read.
+/// Reads rows, from the cache where it has them. `own` is shown the row and the column of numbers that are the row's
+/// own. False: the cache cannot be asked now, nothing was read.
 pub(crate) fn read(
     context: Context<'_>,
     words: &Words,

@@ -90,8 +90,8 @@ pub(crate) static DRIFT_SAMPLES: Setting = Setting::new(
     10_000,
     100,
     1_000_000,
-    "Values that the current window of a feature, and its baseline of SAMPLES, hold at most. 10,000 are copied out for a \
-     test in about 10 microseconds.",
+    "Values that the current window of a feature, and its baseline of SAMPLES, hold at most. 10,000 are copied out for \
+     a test in about 10 microseconds.",
 );
 /// How far a current window reaches back.
 pub(crate) static DRIFT_AGE_MS_MAX: Setting = Setting::new(

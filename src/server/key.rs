@@ -123,8 +123,8 @@ impl<'a> Key<'a> {
             return None;
         }
         let mut length = 0usize;
-        // SAFETY: the handle is open. What is no string gives null. The pointer is valid for `length` bytes until the key is written, which
-        // takes `&mut self`, or closed.
+        // SAFETY: the handle is open. What is no string gives null. The pointer is valid for `length` bytes until the
+        // key is written, which takes `&mut self`, or closed.
         unsafe {
             let bytes = api!(RedisModule_StringDMA(self.raw, &mut length, raw::REDISMODULE_READ as c_int));
             (!bytes.is_null()).then(|| std::slice::from_raw_parts(bytes.cast::<u8>(), length))

@@ -240,7 +240,8 @@ pub(crate) fn apply(
 fn flush_if_due(context: Context<'_>, log: &Log, effects: &mut Effects<'_>) {
     let read = |cursor: Option<Cursor>| cursor.and_then(|c| c.entries_read).unwrap_or(0);
     let unflushed = read(log.position.get()).saturating_sub(read(log.flushed.get()));
-    // The first entry of all makes the group: whatever happens to the log before the next look, it tells where it began.
+    // The first entry of all makes the group: whatever happens to the log before the next look, it tells where it
+    // began.
     if unflushed >= UNFLUSHED_ENTRIES_MAX.min(log.maxlen.get() / 2).max(1) || log.flushed.get().is_none() {
         flush_cursor(context, log, LogEffect::default(), effects);
     }
