@@ -1,5 +1,6 @@
 """FS.ALTER changes what may change in place, FS.DROP takes a version or all of it."""
 
+import pytest
 from test_definitions import (
     FULL,
     LETTERS,
@@ -47,8 +48,9 @@ def test_what_may_change_in_place_changes(client):
     assert (describe(client), describe(client, "profile VERSION 1")["maxlen"]) == (expected, 9)
 
 
-def test_added_features_come_last_and_serve_their_defaults_at_once(client):
-    fs(client, "FS.REGISTER profile ENTITY user SCHEMA age INT name STRING")
+@pytest.mark.parametrize("storage", ["HASH", "PACKED"])
+def test_added_features_come_last_and_serve_their_defaults_at_once(client, storage):
+    fs(client, f"FS.REGISTER profile ENTITY user STORAGE {storage} SCHEMA age INT name STRING")
     fs(client, f"FS.PUBLISH {ROW} age 5 name x")
     more = "ADD score FLOAT DEFAULT 0.5 MIN 0 ADD plan STRING VALUES 2 free pro TTL 1d ADD raw INT INPUT"
     fs(client, f"FS.ALTER profile {more}")
@@ -59,12 +61,10 @@ def test_added_features_come_last_and_serve_their_defaults_at_once(client):
     words = (
         "age INT name STRING score FLOAT DEFAULT 0.5 MIN 0 plan STRING VALUES 2 free pro TTL 1d raw INT INPUT"
     )
-    assert fs(client, f"FS.REGISTER profile ENTITY user SCHEMA {words}") == b"OK"
+    assert fs(client, f"FS.REGISTER profile ENTITY user STORAGE {storage} SCHEMA {words}") == b"OK"
     client.xadd(LOG, {"entity_id": "u2", "features": '{"score":2}'})
-    assert (
-        await_until(lambda: client.hget("fs:v1:profile:u2", "score"), what="the new feature to be consumed")
-        == b"2"
-    )
+    await_until(lambda: client.exists("fs:v1:profile:u2"), what="the new feature to be consumed")
+    assert fs(client, "FS.GET fs:v1:profile:u2 score") == [b"score", b"2"]
 
 
 BAD_ALTERATIONS = """
@@ -148,6 +148,23 @@ def furnish(client) -> None:
         "fs:stream:profile:x",
     ):
         client.set(key, "x")
+
+
+def test_packed_rows_go_with_their_version_too(client):
+    fs(client, "FS.REGISTER profile ENTITY user SCHEMA age INT")
+    fs(client, "FS.REGISTER profile VERSION 2 ENTITY user STORAGE PACKED SCHEMA age INT")
+    for version in (1, 2):
+        fs(client, f"FS.PUBLISH fs:v{version}:profile:u1 age 5")
+    assert fs(client, "FS.DROP profile VERSION 2") == b"OK"
+    assert client.type("fs:v2:profile:u1") == b"string"
+    fs(
+        client,
+        "FS.REGISTER profile VERSION 2 ENTITY user STORAGE PACKED SCHEMA age INT name STRING DEFAULT x",
+    )
+    assert fs(client, "FS.GET fs:v2:profile:u1") == [b"age", 5, b"name", b"x"]
+    assert fs(client, "FS.DROP profile VERSION 2 DATA") == b"OK"
+    await_dropped(client)
+    assert sorted(client.keys("fs:v*")) == [b"fs:v1:profile:u1"]
 
 
 def test_dropping_leaves_the_data_unless_it_is_asked_for(client):

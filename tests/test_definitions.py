@@ -97,6 +97,25 @@ def test_the_two_forms_of_a_definition_say_the_same(client):
     assert fs(client, f"FS.REGISTER profile {FULL.lower()}") == b"OK"
 
 
+def test_either_storage_is_told_and_taken_back(client):
+    for storage in ("HASH", "PACKED"):
+        words = FULL.replace("STORAGE HASH", f"STORAGE {storage}")
+        assert fs(client, f"FS.REGISTER profile {words}") == b"OK"
+        told, described = document(client), describe(client)
+        assert described["storage"] == json.loads(told)["storage"].encode() == storage.lower().encode()
+        assert ("packed" in json.loads(told)) == (storage == "PACKED")
+        # What is told of the slots is not needed to make them again.
+        shorter = {
+            name: value for name, value in json.loads(told).items() if name not in ("packed", "tensor")
+        }
+        for other in (told, json.dumps(shorter), json.dumps(FULL_DOCUMENT | {"storage": storage.lower()})):
+            assert fs(client, "FS.REGISTER profile JSON", other) == b"OK"
+            assert fs(client, "FS.DROP profile") == b"OK"
+            assert fs(client, "FS.REGISTER profile JSON", other) == b"OK"
+            assert (document(client), describe(client)) == (told, described)
+        assert fs(client, "FS.DROP profile") == b"OK"
+
+
 def test_what_is_not_said_has_its_default(client):
     fs(client, "FS.REGISTER profile ENTITY user SCHEMA age INT")
     (feature,) = (told := describe(client)).pop("schema")
@@ -165,6 +184,7 @@ def test_the_same_again_changes_nothing_and_anything_else_is_refused(client):
         ("MAXLEN 500", "MAXLEN 501"),
         ("CONSUMER ON", "CONSUMER OFF"),
         ("EXTRA REFUSE", "EXTRA IGNORE"),
+        ("STORAGE HASH", "STORAGE PACKED"),
         ("DESCRIPTION text", "DESCRIPTION Text"),
         ("age INT", "age FLOAT"),
         ("age INT", "years INT"),
@@ -314,7 +334,7 @@ ENTITY user MAXLEN -5 SCHEMA age INT
 ENTITY user MAXLEN 18446744073709551616 SCHEMA age INT
 ENTITY user CONSUMER SCHEMA age INT
 ENTITY user EXTRA DROP SCHEMA age INT
-ENTITY user STORAGE PACKED SCHEMA age INT
+ENTITY user STORAGE SCHEMA age INT
 ENTITY user STORAGE DISK SCHEMA age INT
 ENTITY user DESCRIPTION SCHEMA age INT
 ENTITY user NONSENSE SCHEMA age INT
@@ -378,7 +398,8 @@ BAD_DOCUMENTS = """
 {"entity":"user","schema":{"age":"INT"},"log":"ON"}
 {"entity":"user","schema":{"age":"INT"},"log":null}
 {"entity":"user","schema":{"age":"INT"},"extra":"drop"}
-{"entity":"user","schema":{"age":"INT"},"storage":"packed"}
+{"entity":"user","schema":{"age":"INT"},"storage":"disk"}
+{"entity":"user","schema":{"age":"INT"},"storage":null}
 {"entity":"user","schema":{"age":"INT"}} x
 {"entity":"user","schema":{"age":"INT"}
 {"entity":5,"schema":{"age":"INT"}}

@@ -26,17 +26,18 @@ impl Command for Copy {
         arity: 6,
         keys: Keys::None,
         arguments: &[VIEW, Argument::integer(c"version").after(c"FROM"), Argument::integer(c"version").after(c"TO")],
-        reply: "At the end, an array of the number of rows and of the number of values that the other version did not \
-                take. The caller waits, the server does not.",
+        reply: "At the end, an array of the number of rows of which something was brought, and of the number of values \
+                that the other version did not take. The caller waits, the server does not.",
         notes: "So a new version of a view begins with what the old one knows, whatever its log still holds: register \
                 it, for example with `STORAGE PACKED`, copy, let readers change over, drop the old version. Every \
-                value comes with its own event time and every removal with its own, and event time wins as always: \
-                what was published into the new version meanwhile stays, and copying again is safe. Features that only \
-                one of them has, and values that are not of the other's type, range or `VALUES`, are left out. Window \
-                states are copied where the new version has none for the entity yet; windows of another input, length \
-                or hop begin empty. Nothing is logged, and drift samples nothing. A copy goes on when its caller goes \
-                away, and ends early when the server stops being the primary. Asks for permission on all rows of both \
-                versions. Not inside MULTI or a script.",
+                value comes with its own event time and every removal with its own. What the new version knows of the \
+                same event time or a later one stays, so copying again brings what is newer, and nothing else. Features \
+                that only one of them has are left out. Values that are not of the other's type (numbers may become \
+                numbers), range or `VALUES`, or too old for its TTL, are left out and counted. Window states are copied \
+                where the new version has none that counts; windows of another input, length or hop begin empty. \
+                Nothing is logged, and drift samples nothing. A copy goes on when its caller goes away, and ends early \
+                when the server stops being the primary. Asks for permission on all rows of both versions. Not inside \
+                MULTI or a script.",
     };
 
     fn run(call: &Call<'_>) -> Result<()> {
@@ -67,7 +68,8 @@ impl Command for Copy {
             return Err(Error::syntax("FS.COPY works in the background and cannot run inside MULTI or a script"));
         }
         let caller = BlockedCaller::of(context);
-        let copy = copies::Copy { view: name, from, to, cursor: b"0".to_vec(), rows: 0, refused: 0, caller };
+        let copy =
+            copies::Copy { view: name, from, to, cursor: b"0".to_vec(), keys: Vec::new(), rows: 0, refused: 0, caller };
         STATE.borrow_mut(context).background.copies.push_back(copy);
         background::wake(context);
         Ok(())

@@ -37,9 +37,11 @@ const OWN_AT: usize = 3;
 /// Of a free record: the next free one.
 const NEXT_FREE_AT: usize = 1;
 const ID_LENGTH: u32 = 0xffff;
-/// It was read since the hand passed.
-const WAS_READ: u32 = 1 << 16;
-const IS_USED: u32 = 1 << 17;
+/// How often the hand may pass until it counts as not read lately.
+const READ: u32 = 3 << 16;
+const JUST_READ: u32 = 2 << 16;
+const PASSED_ONCE: u32 = 1 << 16;
+const IS_USED: u32 = 1 << 18;
 
 /// Part of the index: an entry is a record's number plus one and the upper half of the id's hash; zero is none.
 #[derive(Debug, Default, Clone)]
@@ -80,8 +82,13 @@ impl Shard {
         }
     }
 
-    fn insert(&mut self, slot: u32, tag: u32) {
-        if self.growth_bytes() > 0 {
+    /// Takes no more entries as it is: one stays empty, so that searches end.
+    fn is_full(&self) -> bool {
+        self.used + 1 >= self.entries.len()
+    }
+
+    fn insert(&mut self, slot: u32, tag: u32, may_grow: bool) {
+        if may_grow && self.growth_bytes() > 0 {
             let grown = vec![NONE; (self.entries.len() * 2).max(4)];
             let old = std::mem::replace(&mut self.entries, grown);
             old.into_iter().filter(|e| *e != NONE).for_each(|e| self.place(e));
@@ -383,8 +390,8 @@ impl Table {
     pub fn note_read(&mut self, slot: u32) {
         let record = self.record_mut(slot);
         // Most are noted already: a line that is only read stays clean.
-        if record[0] & WAS_READ == 0 {
-            record[0] |= WAS_READ;
+        if record[0] & READ != JUST_READ {
+            record[0] = record[0] & !READ | JUST_READ;
         }
     }
 
@@ -409,7 +416,7 @@ impl Table {
             Some(slot) => slot,
             None => {
                 let Some(slot) = self.take_slot(id, may_grow) else { return };
-                self.name(slot, id);
+                self.name(slot, id, may_grow);
                 slot
             }
         };
@@ -429,10 +436,10 @@ impl Table {
                 return None;
             }
             let part = &self.shards[self.hash(id).0];
-            if part.growth_bytes() == 0 {
+            if !part.is_full() {
                 self.evict();
             } else {
-                let was_read = |slot: &u32| self.record(*slot)[0] & WAS_READ != 0;
+                let was_read = |slot: &u32| self.record(*slot)[0] & READ;
                 let crowd = part.entries.iter().filter(|entry| **entry != NONE).map(|entry| slot_of(*entry));
                 self.remove_slot(crowd.min_by_key(was_read)?);
             }
@@ -464,7 +471,7 @@ impl Table {
     }
 
     /// Makes an unused record that of an id.
-    fn name(&mut self, slot: u32, id: &[u8]) {
+    fn name(&mut self, slot: u32, id: &[u8], may_grow: bool) {
         let (shard, tag) = self.hash(id);
         let (own_words, id_words) = (self.own_words, self.id_words);
         let record = self.record_mut(slot);
@@ -479,7 +486,7 @@ impl Table {
         }
         let part = &mut self.shards[shard];
         let before = part.entries.capacity();
-        part.insert(slot, tag);
+        part.insert(slot, tag, may_grow);
         self.index_bytes += (part.entries.capacity() - before) * 8;
         self.rows += 1;
     }
@@ -503,8 +510,10 @@ impl Table {
             self.hand = if self.hand + 1 < self.slots { self.hand + 1 } else { 0 };
             let hand = self.hand;
             let record = self.record_mut(hand);
-            let was_read = record[0] & WAS_READ != 0;
-            record[0] &= !WAS_READ;
+            let was_read = record[0] & READ != 0;
+            if was_read {
+                record[0] -= PASSED_ONCE;
+            }
             if record[0] & IS_USED != 0 && (!was_read || tried + 1 == SWEEP_MAX) {
                 self.remove_slot(hand);
                 return;

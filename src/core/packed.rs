@@ -42,8 +42,8 @@ const UNIX_MS_MAX: u64 = 100_000_000_000_000;
 pub const SLOTS_BYTES_MAX: usize = 1 << 20;
 /// Most that all texts of a row may take.
 const TEXTS_BYTES_MAX: usize = 128 << 20;
-/// No row that was written here is longer. With an update's texts it stays below what the server lets a string have.
-const ROW_BYTES_MAX: usize = 256 << 20;
+/// No row that was written here is longer; what is, is none.
+const ROW_BYTES_MAX: usize = 384 << 20;
 
 /// Where a feature stands in packed rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -229,20 +229,31 @@ impl Packing {
         is_sound.then_some(row)
     }
 
-    /// Refuses an update with a text so long that a row of such texts could not be stored.
-    pub fn check_update(&self, view: &FeatureView, update: &Update) -> Result<()> {
-        let most = TEXTS_BYTES_MAX / self.texts.max(1);
-        let is_too_long = |field: &[u8]| field.len() > most;
-        let too_long = update.changes().iter().find(|c| update.field(c).is_some_and(is_too_long));
-        match too_long.filter(|_| self.texts > 0) {
-            None => Ok(()),
-            Some(change) => Err(Error::schema(format!(
-                "feature '{}' of view '{}': a text in a packed row has at most {most} bytes, got {}",
-                view.features()[change.feature].name,
-                view.name,
-                update.field(change).map_or(0, <[u8]>::len)
-            ))),
+    /// Refuses an update with a text so long that a row of such texts could not be stored, or that makes a row of so many
+    /// bytes (0: none is there) too long.
+    pub fn check_update(&self, view: &FeatureView, update: &Update, row_bytes: usize) -> Result<()> {
+        if self.texts == 0 {
+            return Ok(());
         }
+        let most = TEXTS_BYTES_MAX / self.texts;
+        let is_text = |feature: usize| self.slot_of[feature].is_some_and(|place| self.slots[place].is_text);
+        let texts = update.changes().iter().filter(|c| is_text(c.feature));
+        let mut all = row_bytes;
+        for change in texts {
+            let bytes = update.field(change).map_or(0, <[u8]>::len);
+            let name = || format!("feature '{}' of view '{}'", view.features()[change.feature].name, view.name);
+            if bytes > most {
+                let why = format!("a text in a packed row has at most {most} bytes, got {bytes}");
+                return Err(Error::schema(format!("{}: {why}", name())));
+            }
+            all += bytes;
+            // Slots, bits and times take far less than what is left to texts.
+            if all + 2 * SLOTS_BYTES_MAX > ROW_BYTES_MAX && bytes > 0 {
+                let why = format!("with {bytes} bytes more its packed row, of {row_bytes}, would be too long");
+                return Err(Error::schema(format!("{}: {why}", name())));
+            }
+        }
+        Ok(())
     }
 
     /// The times of slots in the row that an update makes of another.

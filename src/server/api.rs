@@ -100,6 +100,13 @@ impl<'a> Context<'a> {
         Flags(unsafe { api!(RedisModule_GetContextFlags(self.as_ptr())) })
     }
 
+    /// Is there room for so much more below `maxmemory`, and a tenth of it besides?
+    pub(crate) fn has_memory_for(self, bytes: usize) -> bool {
+        // SAFETY: takes no arguments; 0 where there is no limit.
+        let used = unsafe { api!(RedisModule_GetUsedMemoryRatio()) };
+        bytes == 0 || used < 0.9
+    }
+
     /// The server's clock as of this event, unix milliseconds.
     pub(crate) fn now_ms(self) -> i64 {
         // SAFETY: takes no arguments.

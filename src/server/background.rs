@@ -109,9 +109,10 @@ unsafe extern "C" fn on_tick(ctx: *mut raw::RedisModuleCtx, _data: *mut c_void) 
         }
         if !may_write(context) {
             // What only reads goes on.
-            match drift::slice(context, new_deadline()) {
-                Left::Work => wake(context),
-                Left::Nothing => schedule(context, WAITING_TICK_MS),
+            let deadline = new_deadline();
+            match (drift::slice(context, deadline), columns::slice(context, deadline)) {
+                (Left::Nothing, Left::Nothing) => schedule(context, WAITING_TICK_MS),
+                _ => wake(context),
             }
         } else if slice(context) == Left::Work {
             wake(context);

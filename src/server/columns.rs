@@ -106,6 +106,15 @@ struct RowRead {
     own: Vec<u32>,
 }
 
+/// How a row is read for the cache.
+#[derive(Clone, Copy)]
+struct Fill<'a> {
+    mode: Mode,
+    fields_may_expire: bool,
+    /// What must be mirrored for the answer to be of use; `None`: anything.
+    wanted: Option<&'a Rc<NumberPlan>>,
+}
+
 fn limit() -> usize {
     usize::try_from(config::COLUMN_CACHE_BYTES_MAX.get()).unwrap_or(0)
 }
@@ -129,6 +138,8 @@ struct Mirror {
 
 /// How the features that a service reads of a view come from the cache.
 pub(crate) struct FromCache {
+    /// What was mirrored when this was planned.
+    mirrored: Rc<NumberPlan>,
     /// From which number of a row to which column, and how many.
     runs: Vec<(usize, usize, usize)>,
     /// What stands elsewhere: windows.
@@ -202,7 +213,7 @@ impl Columns {
             let columns = others.iter().map(|place| asked.columns[*place]).collect();
             NumberPlan::new(prepared, &features, columns, asked.width)
         });
-        Some(FromCache { runs, others })
+        Some(FromCache { mirrored: Rc::clone(&mirror.plan), runs, others })
     }
 
     /// A row is about to be changed by us: asks for the memory that [`Columns::follow`] will need. To be called early,
@@ -300,10 +311,12 @@ impl Columns {
         prepared: &PreparedView,
         name: &ServerString,
         now_ms: i64,
-        (mode, fields_may_expire): (Mode, bool),
+        Fill { mode, fields_may_expire, wanted }: Fill<'_>,
         read: &mut RowRead,
     ) -> Result<bool> {
-        let Some(plan) = self.plan_to_fill() else { return Ok(false) };
+        let Some(plan) = self.plan_to_fill().filter(|plan| wanted.is_none_or(|wanted| Rc::ptr_eq(plan, wanted))) else {
+            return Ok(false);
+        };
         let RowRead { numbers, own } = read;
         numbers.clear();
         numbers.resize(plan.width * 4, 0);
@@ -369,7 +382,8 @@ impl Columns {
     fn keep(&self, context: Context<'_>, id: &[u8], row: &NewRow<'_>, now_ms: i64) {
         let mut shared = SHARED.borrow_mut(context);
         let growth = self.mirror.borrow().as_ref().map_or(0, |mirror| mirror.table.growth_bytes(id));
-        let may_grow = shared.make_room(growth, self);
+        // Copies of rows must not push out rows, nor keep writers out.
+        let may_grow = context.has_memory_for(growth) && shared.make_room(growth, self);
         if let Some(Mirror { table, refusals, .. }) = &mut *self.mirror.borrow_mut() {
             *refusals = 0;
             let (bytes, rows) = (table.bytes(), table.rows() as i64);
@@ -439,9 +453,9 @@ fn last_ms_of(key: &Key<'_>) -> i64 {
 fn fields_may_expire(context: Context<'_>) -> bool {
     let reply = context.call(c"INFO", &[b"keyspace"], Replication::Local);
     let text = reply.as_element().bytes().map(String::from_utf8_lossy).unwrap_or_default();
-    let of_store = text.lines().find(|line| line.starts_with("db0:")).unwrap_or_default();
-    let count = of_store.split("keys_with_volatile_items=").nth(1).unwrap_or("0");
-    !count.starts_with('0')
+    let Some(of_store) = text.lines().find(|line| line.starts_with("db0:")) else { return true };
+    // Valkey 8 has no such fields, and does not count them.
+    of_store.split_once("keys_with_volatile_items=").is_some_and(|(_, count)| !count.starts_with('0'))
 }
 
 /// Is this one of them, as far as it matters to these features?
@@ -456,7 +470,9 @@ fn has_fields_that_expire(
         vec![name.bytes(), b"FIELDS", count.as_bytes(), UPDATED_AT.as_bytes(), TIMES.as_bytes()];
     arguments.extend(features.iter().map(|feature| prepared.view.features()[*feature].name.as_bytes()));
     let reply = context.call(c"HPEXPIRETIME", &arguments, Replication::Local);
-    let expires = reply.as_element().elements().any(|at| at.integer().is_some_and(|at| at >= 0));
+    // Whatever is no answer is a doubt.
+    let mut times = reply.as_element().elements().peekable();
+    let expires = times.peek().is_none() || times.any(|at| at.integer().is_none_or(|at| at >= 0));
     expires
 }
 
@@ -562,18 +578,23 @@ pub(crate) fn read(
     mut own: Option<&mut dyn FnMut(usize, usize)>,
 ) -> Result<bool> {
     let Asked { prepared, plan, from_cache, ids, now_ms } = *asked;
-    {
-        let shared = SHARED.borrow(context);
-        // While we tell others of a change, its row may change again before we know.
-        if TELLING.load(Ordering::Relaxed) != 0 || now_ms < shared.newest_ms || limit() == 0 {
-            return Ok(false);
-        }
+    // While we tell others of a change, its row may change again before we know.
+    if TELLING.load(Ordering::Relaxed) != 0 || limit() == 0 {
+        return Ok(false);
+    }
+    if now_ms < SHARED.borrow(context).newest_ms {
+        // The clock went back: what was too old then may be fresh now.
+        forget_all(context);
+        warm(context);
     }
     let row_bytes = plan.width * 4;
     let mut missed: SmallVec<[usize; 64]> = SmallVec::new();
     {
         let mut mirror = prepared.columns.mirror.borrow_mut();
-        let Some(Mirror { table, .. }) = &mut *mirror else { return Ok(false) };
+        let Some(Mirror { table, plan: mirrored, .. }) = &mut *mirror else { return Ok(false) };
+        if !Rc::ptr_eq(mirrored, &from_cache.mirrored) {
+            return Ok(false);
+        }
         let mut slots = Vec::with_capacity(ids.len());
         table.find_all(ids, &mut slots, prefetch);
         for (row, slot) in slots.into_iter().enumerate() {
@@ -596,12 +617,13 @@ pub(crate) fn read(
     }
     let mut reader = None;
     let mut read = RowRead::default();
-    let mode = (Mode::Read, !missed.is_empty() && fields_may_expire(context));
+    let fields_may_expire = !missed.is_empty() && fields_may_expire(context);
+    let how = Fill { mode: Mode::Read, fields_may_expire, wanted: Some(&from_cache.mirrored) };
     let mut name_of = KeyNames::new(prepared);
     for row in &missed {
         let name = name_of.of(ids[*row]);
         let out = &mut out[row * row_bytes..(row + 1) * row_bytes];
-        if prepared.columns.fill(context, prepared, &name, now_ms, mode, &mut read)? {
+        if prepared.columns.fill(context, prepared, &name, now_ms, how, &mut read)? {
             let RowRead { numbers, own: bits } = &read;
             for (from, to, count) in &from_cache.runs {
                 out[to * 4..(to + count) * 4].copy_from_slice(&numbers[from * 4..(from + count) * 4]);
@@ -696,7 +718,7 @@ fn warm_some(context: Context<'_>) {
     let next = parts.next().and_then(|c| c.bytes()).unwrap_or(b"0").to_vec();
     let mut read = RowRead::default();
     let (now_ms, limit) = (context.now_ms(), limit());
-    let mode = (Mode::Peek, fields_may_expire(context));
+    let how = Fill { mode: Mode::Peek, fields_may_expire: fields_may_expire(context), wanted: None };
     let mut is_full = false;
     for key in parts.next().iter().flat_map(|keys| keys.elements()).filter_map(|key| key.bytes()) {
         let Ok(row) = RowKey::parse(key) else { continue };
@@ -707,13 +729,13 @@ fn warm_some(context: Context<'_>) {
             _ => continue,
         };
         // What is read soon after may take the place of others; what is only there may not.
-        if SHARED.borrow(context).figures.bytes + growth > limit {
+        if SHARED.borrow(context).figures.bytes + growth > limit || !context.has_memory_for(growth) {
             is_full = true;
             continue;
         }
         let name = ServerString::new(key);
         // A key that is no row is told to who reads it.
-        let _ = prepared.columns.fill(context, &prepared, &name, now_ms, mode, &mut read);
+        let _ = prepared.columns.fill(context, &prepared, &name, now_ms, how, &mut read);
     }
     let mut shared = SHARED.borrow_mut(context);
     shared.warming = (next != b"0" && !is_full).then_some(next);

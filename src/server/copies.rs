@@ -8,7 +8,10 @@ use crate::server::key::Mode;
 use crate::server::publish::{apply, Publication, Source};
 use crate::server::rows::{Rows, Times};
 use crate::server::state::{words, PreparedView, STATE};
-use feature_store_core::keys::{row_of_window_key, row_prefix, version_pattern, RowKey};
+use feature_store_core::feature_type::FeatureType;
+use feature_store_core::keys::{row_of_window_key, version_pattern, RowKey};
+use feature_store_core::materialize::is_expired_on_arrival;
+use feature_store_core::row::Stored;
 use feature_store_core::update::Update;
 use feature_store_core::windows::state::ReadAt;
 use feature_store_core::{Code, Error, Result};
@@ -31,9 +34,10 @@ pub(crate) struct Copy {
     pub(crate) from: u32,
     /// The version that they are brought into.
     pub(crate) to: u32,
-    /// Where the scan of the keys stands.
+    /// Where the scan of the keys stands, and what it found that is still to be looked at.
     pub(crate) cursor: Vec<u8>,
-    /// Rows brought over so far.
+    pub(crate) keys: Vec<Vec<u8>>,
+    /// Rows of which something was brought over so far.
     pub(crate) rows: u64,
     /// Values that the other version does not take.
     pub(crate) refused: u64,
@@ -53,7 +57,7 @@ pub(crate) fn slice(context: Context<'_>, deadline: Deadline) -> Left {
     let Some(mut copy) = STATE.borrow_mut(context).background.copies.pop_front() else { return Left::Nothing };
     debug_assert!(may_write(context));
     loop {
-        match step(context, &mut copy) {
+        match step(context, &mut copy, deadline) {
             Ok(true) => {
                 let (rows, refused) = (copy.rows, copy.refused);
                 copy.caller.reply(|context| {
@@ -88,24 +92,38 @@ fn version(context: Context<'_>, copy: &Copy, version: u32) -> Result<Rc<Prepare
 }
 
 /// Answers true at the end.
-fn step(context: Context<'_>, copy: &mut Copy) -> Result<bool> {
+fn step(context: Context<'_>, copy: &mut Copy, deadline: Deadline) -> Result<bool> {
     let (from, to) = (version(context, copy, copy.from)?, version(context, copy, copy.to)?);
+    let mut effects = Effects::new(context);
+    while let Some(key) = copy.keys.pop() {
+        if let Ok(row) = RowKey::parse(&key) {
+            copy_row(context, copy, (&from, &to), row.entity_id, &mut effects);
+        } else if let Some(row) = row_of_window_key(&key) {
+            copy_windows(context, (&from, &to), &key, &row);
+        }
+        if deadline.is_over() {
+            return Ok(false);
+        }
+    }
+    effects.replicate();
+    if copy.cursor.is_empty() {
+        return Ok(true);
+    }
     let pattern = version_pattern(&copy.view, copy.from);
     let arguments: [&[u8]; 5] = [&copy.cursor, b"MATCH", pattern.as_bytes(), b"COUNT", SCAN_COUNT];
     let reply = context.call(c"SCAN", &arguments, Replication::Local);
     let mut parts = reply.as_element().elements();
-    let next = parts.next().and_then(|c| c.bytes()).unwrap_or(b"0").to_vec();
-    let mut effects = Effects::new(context);
-    for key in parts.next().iter().flat_map(|keys| keys.elements()).filter_map(|key| key.bytes()) {
-        if let Ok(row) = RowKey::parse(key) {
-            copy_row(context, copy, (&from, &to), row.entity_id, &mut effects);
-        } else if let (Some(row), true) = (row_of_window_key(key), to.windows.is_some()) {
-            copy_windows(context, copy, key, &row);
-        }
-    }
-    effects.replicate();
-    copy.cursor = next;
-    Ok(copy.cursor == b"0")
+    let (Some(next), Some(keys)) = (parts.next().and_then(|c| c.bytes()), parts.next()) else {
+        return Err(Error::syntax(format!("the keys of view '{}' cannot be scanned", copy.view)));
+    };
+    copy.cursor = if next == b"0" { Vec::new() } else { next.to_vec() };
+    copy.keys.extend(keys.elements().filter_map(|key| key.bytes()).map(<[u8]>::to_vec));
+    Ok(false)
+}
+
+/// May values of one type become values of the other? A text that happens to read as a number is none.
+fn fits(from: FeatureType, to: FeatureType) -> bool {
+    from == to || (from.is_number() && to.is_number())
 }
 
 /// Brings over what a row holds, with the event time of each value. What is newer there stays.
@@ -119,27 +137,51 @@ fn copy_row(
     let named = |prefix: &str| ServerString::new(&[prefix.as_bytes(), entity_id].concat());
     let (source, target) = (named(&from.row_prefix), named(&to.row_prefix));
     let features: Vec<usize> = from.view.stored().collect();
+    let there: Vec<usize> = to.view.stored().collect();
     let now_ms = context.now_ms();
     let words = words(context);
-    let mut rows = Rows::new(from, &features, Times::Always, ReadAt::Clock(now_ms)).opened_for(Mode::Peek);
+    let read = |view, features, name| {
+        let mut rows = Rows::new(view, features, Times::Always, ReadAt::Clock(now_ms)).opened_for(Mode::Peek);
+        rows.read(context, &words, name).is_ok().then_some(rows)
+    };
     // A key that is no row is left where it is.
-    if rows.read(context, &words, &source).is_err() || !rows.exists(0) {
-        return;
-    }
+    let Some(rows) = read(from, &features, &source).filter(|rows| rows.exists(0)) else { return };
+    let known = read(to, &there, &target);
     let mut by_time: BTreeMap<i64, Fields> = BTreeMap::new();
     for (place, feature) in features.iter().enumerate() {
         let definition = &from.view.features()[*feature];
         let here = to.view.position(definition.name.as_bytes(), *feature);
         let Some(here) = here.filter(|i| to.view.features()[*i].is_stored()) else { continue };
-        let value = rows.stored(0, place).value(definition);
+        let stored = rows.stored(0, place);
+        let value = stored.value(definition);
         let time_ms = match &value {
             Some(_) => Some(rows.times(0).of_present(*feature).unwrap_or(UNKNOWN_TIME_MS)),
-            None => rows.times(0).of_absent(*feature),
+            None if stored == Stored::Absent => rows.times(0).of_absent(*feature),
+            // Nobody reads it, here or there.
+            None => {
+                copy.refused += 1;
+                None
+            }
         };
-        if let Some(time_ms) = time_ms {
+        let Some(time_ms) = time_ms else { continue };
+        let is_refused = known.is_none()
+            || is_expired_on_arrival(&to.view, time_ms, now_ms)
+            || (value.is_some() && !fits(definition.ty, to.view.features()[here].ty));
+        // What is there and as new stays: a copy is a fact of the past.
+        let is_known = known.as_ref().is_some_and(|rows| {
+            let holds = there.iter().position(|f| *f == here).is_some_and(|p| rows.stored(0, p) != Stored::Absent);
+            let times = rows.times(0);
+            let own =
+                if holds { Some(times.of_present(here).unwrap_or(UNKNOWN_TIME_MS)) } else { times.of_absent(here) };
+            own.is_some_and(|own| own >= time_ms)
+        });
+        if is_refused {
+            copy.refused += u64::from(value.is_some());
+        } else if !is_known {
             by_time.entry(time_ms).or_default().push((here, value.map(|value| value.to_field())));
         }
     }
+    let mut is_brought = false;
     for (event_time_ms, fields) in by_time {
         let (update, refused) = Update::of_fields(&to.view, fields);
         copy.refused += refused;
@@ -152,19 +194,22 @@ fn copy_row(
             event_id: None,
             source: Source::Replay,
         };
-        if apply(context, &words, &publication, now_ms, effects).is_err() {
-            copy.refused += update.changes().len() as u64;
+        match apply(context, &words, &publication, now_ms, effects) {
+            Ok(_) => is_brought |= !update.is_empty(),
+            Err(_) => copy.refused += update.changes().len() as u64,
         }
     }
-    copy.rows += 1;
+    copy.rows += u64::from(is_brought);
 }
 
-/// A window state tells itself what it counts, so it is copied as it is, where there is none yet.
-fn copy_windows(context: Context<'_>, copy: &Copy, key: &[u8], row: &[u8]) {
-    let Ok(row) = RowKey::parse(row) else { return };
-    let rows = row_prefix(&copy.view, copy.to);
-    // `fs:v2:view:id` is `fs:w2:view:id` for its windows.
-    let mut target = [rows.as_bytes(), row.entity_id].concat();
-    target[3] = b'w';
-    context.call(c"COPY", &[key, &target], Replication::Replicated);
+/// A window state tells itself what it counts, so it is copied as it is, where there is none that counts.
+fn copy_windows(context: Context<'_>, (from, to): (&PreparedView, &PreparedView), key: &[u8], row: &[u8]) {
+    let (Ok(row), Some(source), Some(windows)) = (RowKey::parse(row), &from.windows, &to.windows) else { return };
+    let target = windows.key_of(row.entity_id);
+    let name = ServerString::new(key);
+    // One that was cleared stays so, in both versions.
+    let counts = source.are_held(context, &name) && windows.are_held(context, &name);
+    if counts && !windows.are_held(context, &target) {
+        context.call(c"COPY", &[key, target.bytes(), b"REPLACE"], Replication::Replicated);
+    }
 }

@@ -90,7 +90,9 @@ fn register(
             _ => return Err("arguments come in pairs: debug yes|no, or fs.<name> <value>".to_owned()),
         }
     }
-    let options = raw::REDISMODULE_OPTIONS_HANDLE_IO_ERRORS as c_int | HANDLE_ATOMIC_SLOT_MIGRATION;
+    // Whoever hears of what we do inside a callback may change a row, and we must hear of that.
+    let nested = raw::REDISMODULE_OPTIONS_ALLOW_NESTED_KEYSPACE_NOTIFICATIONS as c_int;
+    let options = raw::REDISMODULE_OPTIONS_HANDLE_IO_ERRORS as c_int | HANDLE_ATOMIC_SLOT_MIGRATION | nested;
     // SAFETY: the context is the loading one.
     unsafe {
         api!(RedisModule_SetModuleOptions(context.as_ptr(), options));

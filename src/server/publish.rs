@@ -128,10 +128,10 @@ pub(crate) fn apply(
         add(&log.counters.duplicates, 1);
         return Ok(first);
     }
-    if let (Some(packing), true) = (&prepared.packing, is_of_row) {
-        packing.check_update(view, update)?;
-    }
     let mut row = is_of_row.then(|| RowToChange::open(context, words, key, prepared)).transpose()?;
+    if let (Some(packing), Some(row)) = (&prepared.packing, &row) {
+        packing.check_update(view, update, row.packed_bytes())?;
+    }
     prepared.columns.approach(entity_id, Approach::Second);
     let times = row.as_ref().map(|row| row.times.clone()).unwrap_or_default();
     let event_time_ms = event_time_ms.unwrap_or_else(|| match &mut row {

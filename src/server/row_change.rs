@@ -96,6 +96,11 @@ impl<'a, 'p> RowToChange<'a, 'p> {
         &self.key
     }
 
+    /// How long a packed row is; 0: there is none.
+    pub(crate) fn packed_bytes(&self) -> usize {
+        self.packed.len()
+    }
+
     /// Executes a change as it was decided here. `fields`: by feature, the stored form; `None` removes.
     pub(crate) fn write<'f>(
         mut self,
@@ -119,7 +124,7 @@ impl<'a, 'p> RowToChange<'a, 'p> {
                 write_hash(words, &self.key, &log.view_name, change, fields)
             }
         };
-        tell(context, Some(prepared), name, &self.key, event_time_ms, fields, &events);
+        tell(context, Some(prepared), name, self.key, event_time_ms, fields, &events);
     }
 }
 
@@ -164,7 +169,8 @@ fn write_hash<'f>(
 
 /// Puts a packed row in place. The key holds one, or nothing.
 fn write_packed(key: &mut Key<'_>, row: &[u8], change: &RowChange<'_>) -> Events {
-    key.set_string(row);
+    let is_stored = key.set_string(row);
+    debug_assert!(is_stored, "the key holds a row or nothing, and rows are shorter than strings may be");
     set_expiry(key, change.expiry);
     Events::of(&[(raw::REDISMODULE_NOTIFY_STRING, c"set")], change.expiry)
 }
@@ -223,7 +229,7 @@ pub(crate) fn execute<'f>(
         let named = named.iter().map(|(feature, field)| (feature, *field));
         let view_name = ServerString::new(row.view.as_bytes());
         let events = write_hash(&words(context), &key, &view_name, change, named);
-        tell(context, prepared, name, &key, event_time_ms, fields.filter_map(position), &events);
+        tell(context, prepared, name, key, event_time_ms, fields.filter_map(position), &events);
         return Ok(());
     }
     // The definitions are replicated too, and came before.
@@ -236,7 +242,7 @@ pub(crate) fn execute<'f>(
     let fields = fields.filter_map(|(feature, field)| Some((prepared.view.position(feature.as_bytes(), 0)?, field)));
     let row = packing.rewrite(&prepared.view, old, change.updated_at_ms, &change.times, fields.clone());
     let events = write_packed(&mut key, &row, change);
-    tell(context, Some(prepared), name, &key, event_time_ms, fields, &events);
+    tell(context, Some(prepared), name, key, event_time_ms, fields, &events);
     Ok(())
 }
 
@@ -245,17 +251,21 @@ fn tell<'f>(
     context: Context<'_>,
     prepared: Option<&PreparedView>,
     name: &ServerString,
-    key: &Key<'_>,
+    key: Key<'_>,
     event_time_ms: i64,
     fields: impl Iterator<Item = (usize, Option<&'f [u8]>)>,
     events: &Events,
 ) {
+    if let Some(prepared) = prepared {
+        let id = &name.bytes()[prepared.row_prefix.len()..];
+        prepared.columns.follow(context, id, &key, event_time_ms, events.expiry, fields);
+    }
+    // Whoever hears of it may delete the row: no key of it may be open then.
+    drop(key);
     let Some(prepared) = prepared else {
         events.tell(context, name);
         return;
     };
-    let id = &name.bytes()[prepared.row_prefix.len()..];
-    prepared.columns.follow(context, id, key, event_time_ms, events.expiry, fields);
     columns::while_telling(context, prepared, name, || events.tell(context, name));
 }
 
@@ -268,11 +278,12 @@ pub(crate) fn check_row(
 ) -> Result<()> {
     check_type(context, name, prepared)?;
     let Some(packing) = &prepared.packing else { return Ok(()) };
-    packing.check_update(&prepared.view, update)?;
-    match Key::open(context, name, Mode::Read).string() {
-        Some(row) if packing.open(row).is_none() => Err(wrong_type(name, prepared)),
-        _ => Ok(()),
+    let key = Key::open(context, name, Mode::Read);
+    let row = key.string();
+    if row.is_some_and(|row| packing.open(row).is_none()) {
+        return Err(wrong_type(name, prepared));
     }
+    packing.check_update(&prepared.view, update, row.map_or(0, <[u8]>::len))
 }
 
 /// Refuses a key of another type than rows are of.
